@@ -1,0 +1,332 @@
+"""`params.yaml` as frozen typed models, one per stage; what cannot work is refused here, before any work starts."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from darkroom.errors import InputError
+
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+_ALLOWED = {  # pydantic's error types, as the end of "expected …"
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_type": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "list_type": "a list",
+    "model_type": "a group of keys",
+    "string_pattern_mismatch": "letters, digits and _ . - only ({pattern})",
+    "string_too_short": "a text that is not empty",
+    "string_type": "a text",
+    "too_short": "at least {min_length} entries",
+}
+_TYPES = {bool: "true or false", float: "a number", int: "a whole number", str: "a text"}
+_FP16 = "fp16 overflows in attention and in the optimizer's second moment, so it is refused; use fp32 or bf16"
+
+
+class Group(BaseModel):
+    """A group of parameters: immutable, strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _refuse(key: str, value: object, allowed: str) -> PydanticCustomError:
+    """An error about `key`, relative to the group whose validator raises it."""
+    return PydanticCustomError("combination", "{allowed}", {"key": key, "value": value, "allowed": allowed})
+
+
+class DataParams(Group):
+    """prepare: which images, at which size, split how."""
+
+    source: str = Field(
+        min_length=1
+    )  # "digits", a folder with a directory per class, or s3://bucket/prefix of that form
+    image_size: Annotated[int, Field(ge=4, le=1024)]  # pixels, square
+    channels: Literal[1, 3]
+    num_classes: Positive
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]  # of each class, held out
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _digits_are_digits(self) -> Self:
+        if self.source == "digits" and self.num_classes != 10:
+            raise _refuse("num_classes", self.num_classes, 'source "digits" has 10 labels: expected 10')
+        if self.source == "digits" and self.channels != 1:
+            raise _refuse("channels", self.channels, 'source "digits" is grey: expected 1')
+        return self
+
+
+class ValidateParams(Group):
+    """validate: thresholds of the expectation suite."""
+
+    min_images_per_class: Positive
+    max_constant_share: Fraction  # share of images with one single value
+    max_undecodable: Annotated[int, Field(ge=0)]
+
+
+class ReferenceParams(Group):
+    """reference: the classifier whose penultimate features serve FID and KID."""
+
+    channels: Annotated[list[Positive], Field(min_length=1)]
+    features: Positive
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    min_accuracy: Fraction  # on the held-out split; below it the stage fails
+    seed: Seed
+
+
+class UNetParams(Group):
+    """The network (Ho 2020; Dhariwal & Nichol 2021): one entry of `channels` per resolution level."""
+
+    channels: Annotated[list[Positive], Field(min_length=1)]
+    num_res_blocks: Positive  # per level on the way down; one more on the way up
+    attention_resolutions: list[Positive]  # side lengths, in pixels
+    head_channels: Positive
+    norm_groups: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    time_conditioning: Literal["additive", "scale_shift"]
+
+    @model_validator(mode="after")
+    def _channels_divide(self) -> Self:
+        for width in self.channels:
+            if width % self.norm_groups:
+                allowed = f"every entry a multiple of norm_groups = {self.norm_groups}; {width} is not"
+                raise _refuse("channels", self.channels, f"expected {allowed}")
+            if width % self.head_channels and self.attention_resolutions:
+                allowed = f"every entry a multiple of head_channels = {self.head_channels}; {width} is not"
+                raise _refuse("channels", self.channels, f"expected {allowed}")
+        return self
+
+    def check_resolution(self, image_size: int) -> None:
+        """Raise unless an image of this side length can pass and attention is asked for where it occurs."""
+        down = 2 ** (len(self.channels) - 1)
+        if image_size % down:
+            raise _refuse(
+                "channels",
+                self.channels,
+                f"{len(self.channels)} levels halve the image {len(self.channels) - 1} times: expected data.image_size"
+                f" = {image_size} to be a multiple of {down}",
+            )
+        resolutions = [image_size // 2**level for level in range(len(self.channels))]
+        for resolution in self.attention_resolutions:
+            if resolution not in resolutions:
+                raise _refuse(
+                    "attention_resolutions",
+                    self.attention_resolutions,
+                    f"resolution {resolution} does not occur: expected some of {resolutions}",
+                )
+
+
+class ScheduleParams(Group):
+    """The forward process: linear (Ho 2020) at 32x32, cosine (Nichol & Dhariwal 2021) otherwise."""
+
+    name: Literal["linear", "cosine"]
+    num_timesteps: Annotated[int, Field(ge=2, le=10_000)]
+
+
+class TrainParams(Group):
+    """train: the UNet, its forward process, the optimizer and the EMA."""
+
+    model: UNetParams
+    schedule: ScheduleParams
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    lr_warmup_steps: Annotated[int, Field(ge=0)]
+    lr_decay: Literal["constant", "cosine"]
+    weight_decay: Annotated[float, Field(ge=0)]
+    gradient_clip: Annotated[float, Field(gt=0)]
+    label_dropout: Annotated[float, Field(ge=0, lt=1)]
+    horizontal_flip: bool
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    precision: Literal["fp32", "bf16"]  # of the network; weights, loss, optimizer and EMA stay in fp32
+    seed: Seed
+
+
+class SampleParams(Group):
+    """sample: how the evaluation images are drawn, always from EMA."""
+
+    sampler: Literal["ddpm", "ddim", "dpmpp_2m"]
+    steps: Positive
+    guidance_scale: Annotated[float, Field(ge=0, le=100)]  # eps = eps_u + s (eps_c - eps_u); 1 is conditional
+    num_images: Positive
+    batch_size: Positive
+    precision: Literal["fp32", "bf16"]
+    seed: Seed
+
+
+class EvaluateParams(Group):
+    """evaluate: what torchmetrics needs to know."""
+
+    kid_subsets: Positive
+    kid_subset_size: Annotated[int, Field(ge=2)]
+
+
+class GatePolicy(Group):
+    """The ceilings and margins that a challenger must meet."""
+
+    max_fid: Annotated[float, Field(gt=0)]  # of unguided samples
+    min_class_accuracy: Fraction  # of unguided samples
+    min_guided_class_accuracy: Fraction  # at sample.guidance_scale
+    max_fid_increase: Annotated[float, Field(ge=0)]  # over the champion's, under the same protocol
+    max_class_accuracy_decrease: Fraction  # under the champion's, under the same protocol
+
+
+class RegistryParams(Group):
+    """register and promote, which run outside DVC."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    gate: GatePolicy
+
+
+class Params(Group):
+    """All of `params.yaml`."""
+
+    data: DataParams
+    validate_: ValidateParams = Field(alias="validate")
+    reference: ReferenceParams
+    train: TrainParams
+    sample: SampleParams
+    evaluate: EvaluateParams
+    registry: RegistryParams
+
+    @model_validator(mode="after")
+    def _stages_fit_together(self) -> Self:
+        try:
+            self.train.model.check_resolution(self.data.image_size)
+        except PydanticCustomError as error:
+            context = error.context or {}
+            raise _refuse(f"train.model.{context['key']}", context["value"], context["allowed"]) from None
+        if self.sample.guidance_scale != 1 and self.train.label_dropout == 0:
+            allowed = (
+                "guidance needs the null class that label dropping trains: expected 1.0, or train.label_dropout > 0"
+            )
+            raise _refuse("sample.guidance_scale", self.sample.guidance_scale, allowed)
+        if self.sample.steps > self.train.schedule.num_timesteps:
+            allowed = f"expected at most train.schedule.num_timesteps = {self.train.schedule.num_timesteps}"
+            raise _refuse("sample.steps", self.sample.steps, allowed)
+        if self.sample.num_images < self.data.num_classes:
+            allowed = f"expected at least one image per class, data.num_classes = {self.data.num_classes}"
+            raise _refuse("sample.num_images", self.sample.num_images, allowed)
+        if self.evaluate.kid_subset_size >= self.sample.num_images:
+            allowed = f"expected less than sample.num_images = {self.sample.num_images}"
+            raise _refuse("evaluate.kid_subset_size", self.evaluate.kid_subset_size, allowed)
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (PyYAML takes 2e-4 for a string) and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f'key "{key}" appears twice', key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_params(path: Path) -> Params:
+    """Read and check `params.yaml`. Raises InputError with one line per mistake: file, key, value, what is allowed."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path.name}:{mark.line + 1}" if mark else path.name
+        raise InputError(f"{where}: {error.problem}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path.name}: expected the groups {', '.join(_keys(Params))}, found {content!r}")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise InputError("\n".join(_lines(path.name, error.errors()))) from None
+
+
+def _lines(file: str, details: list[ErrorDetails]) -> list[str]:
+    """A line per mistake; a misspelt key that explains a missing one is one mistake."""
+    unknown = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
+
+    def explained(missing: ErrorDetails) -> bool:
+        return missing["type"] == "missing" and any(
+            location[:-1] == missing["loc"][:-1]
+            and difflib.get_close_matches(str(location[-1]), [str(missing["loc"][-1])])
+            for location in unknown
+        )
+
+    return [_line(file, detail) for detail in details if not explained(detail)]
+
+
+def _line(file: str, detail: ErrorDetails) -> str:
+    location = [str(part) for part in detail["loc"]]
+    context = detail.get("ctx", {})
+    if detail["type"] == "combination":
+        key = ".".join([*location, *context["key"].split(".")])
+        return f"{file}: {key} = {context['value']!r}: {context['allowed']}"
+    key = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        known = _keys(_group_at(location[:-1]))
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f'did you mean "{close[0]}"?' if close else f"expected one of {', '.join(known)}"
+        shown = "" if isinstance(detail["input"], dict) else f" = {detail['input']!r}"
+        return f"{file}: {key}{shown}: unknown key; {hint}"
+    if detail["type"] == "missing":
+        return f"{file}: {key}: missing; expected {_expected(location)}"
+    value = detail["input"]
+    if location[-1] == "precision" and str(value).lower() in ("fp16", "float16", "half"):
+        return f"{file}: {key} = {value!r}: {_FP16}"
+    if detail["type"] == "literal_error":
+        choices = [str(choice) for choice in get_args(_annotation(location))]
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        return f"{file}: {key} = {value!r}: expected {' or '.join(choices)}{hint}"
+    return f"{file}: {key} = {value!r}: expected {_ALLOWED.get(detail['type'], detail['msg']).format(**context)}"
+
+
+def _group_at(location: list[str]) -> type[Group]:
+    group: type[Group] = Params
+    for name in location:
+        group = next(f.annotation for k, f in group.model_fields.items() if name in (k, f.alias))  # type: ignore[assignment]
+    return group
+
+
+def _annotation(location: list[str]) -> Any:
+    return _group_at(location[:-1]).model_fields[location[-1]].annotation
+
+
+def _keys(group: type[Group]) -> list[str]:
+    return [field.alias or name for name, field in group.model_fields.items()]
+
+
+def _expected(location: list[str]) -> str:
+    group = _group_at(location[:-1])
+    field = next(f for k, f in group.model_fields.items() if location[-1] in (k, f.alias))
+    annotation = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, Group):
+        return f"a group with {', '.join(_keys(annotation))}"
+    if choices := get_args(annotation):
+        return "a list" if get_origin(annotation) is list else " or ".join(map(str, choices))
+    return _TYPES.get(annotation, str(annotation))  # type: ignore[arg-type]

@@ -1,0 +1,95 @@
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darkroom.errors import InputError
+from darkroom.params import load_params
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "params.yaml").read_text()
+
+
+def load(tmp_path, pattern=None, replacement=""):
+    path = tmp_path / "params.yaml"
+    text, count = re.subn(pattern, replacement, TEXT, count=1, flags=re.MULTILINE) if pattern else (TEXT, 1)
+    assert count == 1, f"{pattern} is not in params.yaml"
+    path.write_text(text)
+    return load_params(path)
+
+
+def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
+    params = load(tmp_path)
+    with pytest.raises(Exception, match="frozen"):
+        params.train.steps = 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "message"),
+    [
+        ("ema_decay", "ema_deacy", 'params.yaml: train.ema_deacy = 0.995: unknown key; did you mean "ema_decay"?'),
+        ("^sample:", "smaple:", 'params.yaml: smaple: unknown key; did you mean "sample"?'),
+        ("image_size: .*", "", "params.yaml: data.image_size: missing; expected a whole number"),
+        ("(?s)(train:.*?)batch_size: 128", r"\1batch_size: 0", "params.yaml: train.batch_size = 0: expected at least 1"),
+        ("horizontal_flip: false", "horizontal_flip: 0", "train.horizontal_flip = 0: expected true or false"),
+        ("test_fraction: 0.2", "test_fraction: lots", "data.test_fraction = 'lots': expected a number"),
+        ("ema_decay: .*", "ema_decay: 1.5", "train.ema_decay = 1.5: expected less than 1"),
+        ("sampler: dpmpp_2m", "sampler: dpmp_2m", 'expected ddpm or ddim or dpmpp_2m; did you mean "dpmpp_2m"?'),
+        ("lr_decay: \\w+", "lr_decay: linear", "train.lr_decay = 'linear': expected constant or cosine"),
+        (
+            "attention_resolutions: .*",
+            "attention_resolutions: [16]",
+            "train.model.attention_resolutions = [16]: resolution 16 does not occur: expected some of [8, 4]",
+        ),
+        ("norm_groups: .*", "norm_groups: 5", "expected every entry a multiple of norm_groups = 5"),
+        ("head_channels: .*", "head_channels: 48", "expected every entry a multiple of head_channels = 48"),
+        ("image_size: 8 ", "image_size: 9 ", "expected data.image_size = 9 to be a multiple of 2"),
+        ("label_dropout: .*", "label_dropout: 0.0", "guidance needs the null class that label dropping trains"),
+        ("num_classes: 10", "num_classes: 12", 'data.num_classes = 12: source "digits" has 10 labels: expected 10'),
+        ("num_timesteps: 1000", "num_timesteps: 10", "sample.steps = 20: expected at most train.schedule.num_timesteps"),
+        ("num_images: 1797", "num_images: 9", "sample.num_images = 9: expected at least one image per class"),
+        ("kid_subset_size: .*", "kid_subset_size: 5000", "expected less than sample.num_images = 1797"),
+        ("name: digits", "name: a/b", "registry.name = 'a/b': expected letters, digits"),
+        ("learning_rate: .*", "learning_rate: .inf", "reference.learning_rate = inf: expected a finite number"),
+        ("(?s)^sample:.*", "sample: 3", "sample = 3: expected a group of keys"),
+        ("  seed: 0", "  seed: 0\n  seed: 1", 'params.yaml:11: key "seed" appears twice'),
+        ("^data:", "data: [", "params.yaml:"),
+        ("(?s).*", "", "params.yaml: expected the groups data, validate"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_key_value_and_what_is_allowed(tmp_path, pattern, replacement, message):
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, pattern, replacement)
+    assert message in str(caught.value)
+
+
+def test_one_typo_is_one_line(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, "guidance_scale", "guidence_scale")
+    assert str(caught.value) == 'params.yaml: sample.guidence_scale = 2.0: unknown key; did you mean "guidance_scale"?'
+
+
+@pytest.mark.parametrize("group", ["train", "sample"])
+@pytest.mark.parametrize("precision", ["fp16", "float16", "half"])
+def test_half_precision_is_refused_with_the_reason(tmp_path, group, precision):
+    with pytest.raises(InputError, match=rf"{group}.precision = '{precision}': fp16 overflows .* use fp32 or bf16"):
+        load(tmp_path, rf"(?s)^({group}:.*?)precision: \w+", rf"\1precision: {precision}")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere/params\.yaml: no such file"):
+        load_params(tmp_path / "nowhere" / "params.yaml")
+
+
+@given(st.floats(min_value=1e-8, max_value=0.5))
+def test_every_spelling_of_a_float_is_a_float(tmp_path_factory, value):
+    for spelling in (repr(value), f"{value:e}", f"{value:.12f}1", f"{value:.0e}".replace("e-0", "e-")):
+        params = load(tmp_path_factory.mktemp("p"), r"(?s)^(train:.*?)learning_rate: \S+", rf"\1learning_rate: {spelling}")
+        assert params.train.learning_rate == float(spelling)
+
+
+def test_recipes_in_params_are_complete():
+    for path in (ROOT / "params").glob("*.yaml"):
+        load_params(path)
