@@ -1,0 +1,1 @@
+"""Forward process, objective, guidance and samplers: pure functions on tensors."""

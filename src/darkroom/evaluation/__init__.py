@@ -1,0 +1,1 @@
+"""Scores: the protocol that makes them comparable, features, distances."""

@@ -1,0 +1,111 @@
+"""Fitting the classifier whose features measure samples of this data set."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from darkroom.errors import StageFailed
+from darkroom.evaluation.features import CARD_FILE, WEIGHTS_FILE, Extractor, ExtractorCard, scale
+from darkroom.files import digest_file, replacing, write_json
+from darkroom.nets.classifier import Classifier
+from darkroom.params import ReferenceParams
+from darkroom.randomness import Purpose, integers, permutation
+
+WEIGHT_DECAY = 1e-2
+MAX_SHIFT = 1  # pixels; shifted copies keep the features from fitting single training images
+
+
+def fit_classifier(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    params: ReferenceParams,
+    progress: Callable[[int], None] | None = None,
+) -> Classifier:
+    """Train `classifier` on uint8 images (N, C, H, W) and labels int64 (N,); returns it in evaluation mode.
+
+    Batches and shifts are functions of (seed, global sample index).
+    """
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=params.learning_rate, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, params.steps)
+    order, epoch = permutation(params.seed, Purpose.REFERENCE_ORDER, 0, len(images)), 0
+    classifier.train()
+    for step in range(params.steps):
+        samples = torch.arange(step * params.batch_size, (step + 1) * params.batch_size)
+        chosen = []
+        for sample in samples.tolist():
+            if sample // len(images) != epoch:
+                epoch = sample // len(images)
+                order = permutation(params.seed, Purpose.REFERENCE_ORDER, epoch, len(images))
+            chosen.append(int(order[sample % len(images)]))
+        batch = shifted(scale(images[chosen]), samples, params.seed)
+        loss = F.cross_entropy(classifier(batch), labels[chosen])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if progress:
+            progress(step + 1)
+    return classifier.eval()
+
+
+def shifted(x: Tensor, samples: Tensor, seed: int) -> Tensor:
+    """Shift each image of x (N, C, H, W) by up to one pixel each way; the border continues the edge."""
+    n, _, height, width = x.shape
+    span = 2 * MAX_SHIFT + 1
+    move = integers(seed, Purpose.REFERENCE_SHIFT, samples, span * span)
+    rows = (move // span)[:, None] + torch.arange(height) - MAX_SHIFT
+    columns = (move % span)[:, None] + torch.arange(width) - MAX_SHIFT
+    image = torch.arange(n)[:, None, None]
+    moved = x.movedim(1, -1)[image, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
+    return moved.movedim(-1, 1)
+
+
+def fit_extractor(
+    directory: Path,
+    train: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
+    classes: list[str],
+    data_digest: str,
+    params: ReferenceParams,
+    progress: Callable[[int], None] | None = None,
+) -> Extractor:
+    """Fit on `train`, check on `held_out`, write to `directory`. Raises StageFailed below `params.min_accuracy`."""
+    images = train[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.seed)
+        classifier = Classifier(
+            image_channels=images.shape[1],
+            image_size=images.shape[2],
+            num_classes=len(classes),
+            channels=params.channels,
+            features=params.features,
+        )
+    fit_classifier(classifier, *train, params, progress)
+    card = ExtractorCard(
+        image_size=images.shape[2],
+        image_channels=images.shape[1],
+        classes=classes,
+        channels=params.channels,
+        features=params.features,
+        held_out_accuracy=0.0,
+        data_digest=data_digest,
+        weights_digest="",
+    )
+    accuracy = Extractor(card, classifier).accuracy(*held_out)
+    if accuracy < params.min_accuracy:
+        raise StageFailed(
+            f"the reference classifier gets {accuracy:.4f} of the held-out images right, reference.min_accuracy ="
+            f" {params.min_accuracy}: scores would mean nothing; try more reference.steps or channels"
+        )
+    with replacing(directory / WEIGHTS_FILE) as temporary:
+        save_file(classifier.state_dict(), temporary)
+    card = card.model_copy(
+        update={"held_out_accuracy": accuracy, "weights_digest": digest_file(directory / WEIGHTS_FILE)}
+    )
+    write_json(directory / CARD_FILE, card.model_dump())
+    return Extractor(card, classifier)

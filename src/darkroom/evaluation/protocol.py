@@ -1,0 +1,92 @@
+"""A score and everything that shaped it. Scores are comparable exactly when their protocols have the same digest."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from darkroom.errors import InputError
+from darkroom.evaluation.reference import Scale
+from darkroom.files import digest_json
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Protocol(_Record):
+    """Under what a score was measured. Every field is part of the digest."""
+
+    extractor: str  # sha256 of the classifier's weights
+    reference: str  # sha256 of the real images' features
+    num_images: int
+    sampler: str
+    steps: int
+    guidance_scale: float  # of the guided set; the unguided one has 1
+    seed: int
+    precision: str
+    sample_dtype: Literal["uint8"] = "uint8"
+    resize: Literal["none"] = "none"  # features are taken at the images' own size
+    kid_subsets: int
+    kid_subset_size: int
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all fields, 64 hexadecimal digits."""
+        return digest_json(self.model_dump())
+
+    def differences(self, other: "Protocol") -> list[str]:
+        """A line for each field in which two protocols differ."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return [f"{name}: {mine[name]} here, {theirs[name]} there" for name in mine if mine[name] != theirs[name]]
+
+
+class SetScore(_Record):
+    """Scores of one set of samples."""
+
+    guidance_scale: float
+    fid: float
+    kid: float
+    kid_std: float
+    class_accuracy: float  # share that the reference classifier gives the label they were drawn for
+
+
+class RealScore(_Record):
+    """What real images that were held out get: the floor."""
+
+    num_images: int
+    fid: float
+    kid: float
+    kid_std: float
+    class_accuracy: float
+
+
+class ScoreRecord(_Record):
+    """`reports/metrics.json`."""
+
+    weights_digest: str
+    finite: bool  # all weights
+    unguided: SetScore
+    guided: SetScore
+    floor: RealScore
+    scale: Scale
+    protocol: Protocol
+    protocol_digest: str
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises InputError if the file is missing, garbled or its protocol digest is not that of its protocol."""
+        try:
+            record = cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; `dvc repro` makes it") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if record.protocol.digest != record.protocol_digest:
+            raise InputError(f"{path}: protocol_digest is not the digest of protocol; the file was edited")
+        return record
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return self.model_dump(mode="json")

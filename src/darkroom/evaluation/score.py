@@ -1,0 +1,71 @@
+"""From samples to a score record, for the pipeline's own samples and for any model drawn from anew."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from darkroom.diffusion.model import DiffusionModel
+from darkroom.evaluation.distances import KID, ReferenceDistance
+from darkroom.evaluation.features import Extractor
+from darkroom.evaluation.protocol import Protocol, RealScore, ScoreRecord, SetScore
+from darkroom.evaluation.reference import Reference
+from darkroom.evaluation.samples import SampleSet, draw_samples
+from darkroom.params import EvaluateParams, SampleParams
+
+
+def score_samples(samples: SampleSet, extractor_dir: Path, evaluate: EvaluateParams) -> ScoreRecord:
+    """Score samples against the reference in `extractor_dir`."""
+    extractor, reference = Extractor.load(extractor_dir), Reference.load(extractor_dir)
+    distance, params = ReferenceDistance(reference.features), samples.params
+
+    def kid(features: Tensor) -> KID:
+        size = min(evaluate.kid_subset_size, len(features) - 1, len(reference.features) - 1)
+        return distance.kid(features, evaluate.kid_subsets, size, params.seed)
+
+    def score(images: Tensor, guidance_scale: float) -> SetScore:
+        features = extractor(images)
+        found = kid(features)
+        return SetScore(
+            guidance_scale=guidance_scale,
+            fid=distance.fid(features),
+            kid=found.mean,
+            kid_std=found.std,
+            class_accuracy=extractor.accuracy(images, samples.labels),
+        )
+
+    protocol = Protocol(
+        extractor=extractor.card.weights_digest,
+        reference=reference.statistics.features_digest,
+        num_images=len(samples.labels),
+        sampler=params.sampler,
+        steps=params.steps,
+        guidance_scale=params.guidance_scale,
+        seed=params.seed,
+        precision=params.precision,
+        kid_subsets=evaluate.kid_subsets,
+        kid_subset_size=evaluate.kid_subset_size,
+    )
+    floor_kid = kid(reference.held_out)
+    return ScoreRecord(
+        weights_digest=samples.weights_digest,
+        finite=samples.finite,
+        unguided=score(samples.unguided, 1.0),
+        guided=score(samples.guided, params.guidance_scale),
+        floor=RealScore(
+            num_images=reference.statistics.floor_num_images,
+            fid=reference.statistics.floor_fid,
+            kid=floor_kid.mean,
+            kid_std=floor_kid.std,
+            class_accuracy=reference.statistics.floor_class_accuracy,
+        ),
+        scale=reference.statistics.scale,
+        protocol=protocol,
+        protocol_digest=protocol.digest,
+    )
+
+
+def score_model(
+    model: DiffusionModel, extractor_dir: Path, sample: SampleParams, evaluate: EvaluateParams
+) -> ScoreRecord:
+    """Draw from a model and score it: what the pipeline does in two stages, for a model that comes from elsewhere."""
+    return score_samples(draw_samples(model, sample), extractor_dir, evaluate)

@@ -1,0 +1,1 @@
+"""The training loop and what makes it resumable: stateless batches, EMA, checkpoints."""

@@ -1,0 +1,81 @@
+import json
+
+import pytest
+
+from darkroom.errors import InputError
+from darkroom.evaluation.protocol import Protocol, ScoreRecord
+from darkroom.files import write_json
+
+FIELDS = {
+    "extractor": "a" * 64,
+    "reference": "b" * 64,
+    "num_images": 1797,
+    "sampler": "ddim",
+    "steps": 20,
+    "guidance_scale": 2.0,
+    "seed": 0,
+    "precision": "fp32",
+    "kid_subsets": 50,
+    "kid_subset_size": 300,
+}
+CHANGES = {
+    "extractor": "c" * 64,
+    "reference": "c" * 64,
+    "num_images": 1000,
+    "sampler": "ddpm",
+    "steps": 21,
+    "guidance_scale": 2.5,
+    "seed": 1,
+    "precision": "bf16",
+    "kid_subsets": 51,
+    "kid_subset_size": 301,
+}
+
+
+def record(**changes):
+    one = {"fid": 1.0, "kid": 0.1, "kid_std": 0.01, "class_accuracy": 0.9}
+    protocol = Protocol(**FIELDS)
+    return {
+        "weights_digest": "w" * 64,
+        "finite": True,
+        "unguided": one | {"guidance_scale": 1.0},
+        "guided": one | {"guidance_scale": 2.0},
+        "floor": one | {"num_images": 360},
+        "scale": {"noise_0_1": 1, "noise_0_2": 2, "noise_0_4": 3, "class_means": 4, "pure_noise": 5},
+        "protocol": protocol.model_dump(),
+        "protocol_digest": protocol.digest,
+    } | changes
+
+
+@pytest.mark.parametrize("field", sorted(CHANGES))
+def test_every_field_is_part_of_the_digest_and_is_named_when_it_differs(field):
+    one, other = Protocol(**FIELDS), Protocol(**(FIELDS | {field: CHANGES[field]}))
+    assert one.digest != other.digest
+    assert one.differences(other) == [f"{field}: {FIELDS[field]} here, {CHANGES[field]} there"]
+
+
+def test_the_changes_above_cover_every_field_that_can_change():
+    constant = {"sample_dtype", "resize"}
+    assert set(CHANGES) == set(Protocol.model_fields) - constant
+
+
+def test_a_record_round_trips_through_json(tmp_path):
+    write_json(tmp_path / "m.json", record())
+    read = ScoreRecord.read(tmp_path / "m.json")
+    write_json(tmp_path / "again.json", read.to_json_dict())
+    assert ScoreRecord.read(tmp_path / "again.json") == read
+
+
+def test_an_edited_record_is_refused(tmp_path):
+    edited = record()
+    edited["protocol"]["num_images"] = 50_000
+    write_json(tmp_path / "m.json", edited)
+    with pytest.raises(InputError, match="the file was edited"):
+        ScoreRecord.read(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize("content", ["", "{", json.dumps({"fid": 1})])
+def test_a_garbled_record_is_refused_by_name(tmp_path, content):
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(InputError, match=r"m\.json"):
+        ScoreRecord.read(tmp_path / "m.json")

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from darkroom.errors import InputError, StageFailed
+from darkroom.evaluation.features import Extractor
+from darkroom.evaluation.fitting import fit_extractor, shifted
+from darkroom.evaluation.reference import Reference, write_reference
+from darkroom.params import ReferenceParams
+
+PARAMS = ReferenceParams(
+    channels=[8, 16], features=16, steps=150, batch_size=64, learning_rate=5e-3, min_accuracy=0.85, seed=0
+)
+CLASSES = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_digits()
+    images = torch.tensor((data.images * 255 / 16).round()).to(torch.uint8)[:, None]
+    labels = torch.tensor(data.target).long()
+    return (images[:1400], labels[:1400]), (images[1400:], labels[1400:])
+
+
+@pytest.fixture(scope="module")
+def fitted(digits, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("extractor")
+    extractor = fit_extractor(directory, *digits, CLASSES, "d" * 64, PARAMS)
+    write_reference(directory, extractor, *digits, seed=0)
+    return directory
+
+
+def test_the_classifier_reads_digits_it_has_not_seen(digits, fitted):
+    extractor = Extractor.load(fitted)
+    assert extractor.accuracy(*digits[1]) == extractor.card.held_out_accuracy > 0.85
+
+
+def test_fitting_twice_gives_the_same_bytes(digits, fitted, tmp_path):
+    fit_extractor(tmp_path, *digits, CLASSES, "d" * 64, PARAMS)
+    for name in ("classifier.safetensors", "extractor.json"):
+        assert (tmp_path / name).read_bytes() == (fitted / name).read_bytes()
+
+
+def test_features_do_not_depend_on_the_neighbours_in_a_batch(digits, fitted):
+    extractor = Extractor.load(fitted)
+    images = digits[1][0]
+    assert torch.allclose(extractor(images)[:3], extractor(images[:3]), atol=1e-5)
+    assert extractor(images).dtype == torch.float64
+
+
+def test_the_scale_grows_with_what_is_wrong_with_the_images(fitted):
+    statistics = Reference.load(fitted).statistics
+    scale = statistics.scale
+    assert 0 < scale.noise_0_1 < scale.noise_0_2 < scale.noise_0_4 < scale.pure_noise
+    assert statistics.floor_fid < scale.noise_0_4
+    assert statistics.floor_num_images == 397
+
+
+def test_an_extractor_that_cannot_read_the_data_fails_and_writes_nothing(digits, tmp_path):
+    train, held_out = digits
+    with pytest.raises(StageFailed, match=r"reference\.min_accuracy = 0\.97: scores would mean nothing"):
+        fit_extractor(
+            tmp_path, train, held_out, CLASSES, "d", PARAMS.model_copy(update={"steps": 1, "min_accuracy": 0.97})
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["classifier.safetensors", "features.safetensors"])
+def test_damaged_files_are_refused_by_digest(fitted, tmp_path, name):
+    for path in fitted.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1] + b"\xff")
+    with pytest.raises(InputError, match=rf"{name}: its sha256 is not the one in"):
+        (Extractor if name.startswith("classifier") else Reference).load(tmp_path)
+
+
+def test_missing_files_say_what_makes_them(tmp_path):
+    with pytest.raises(InputError, match="`dvc repro reference` makes it"):
+        Extractor.load(tmp_path)
+
+
+def test_shifting_moves_by_one_pixel_at_most_and_continues_the_edge():
+    images = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(90, 1, 1, 1)
+    padded = torch.nn.functional.pad(images[:1], (1, 1, 1, 1), mode="replicate")[0, 0]
+    windows = {tuple(padded[r : r + 8, c : c + 8].flatten().tolist()) for r in range(3) for c in range(3)}
+    found = {tuple(image.flatten().tolist()) for image in shifted(images, torch.arange(90), seed=0)}
+    assert found == windows

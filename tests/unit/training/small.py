@@ -1,0 +1,71 @@
+"""A training that takes a second."""
+
+import torch
+
+from darkroom.diffusion.model import build_unet
+from darkroom.diffusion.schedules import cosine
+from darkroom.params import TrainParams
+from darkroom.training import loop
+from darkroom.training.batches import BatchSource, DataOrder
+
+FINGERPRINT = "f" * 64
+PARAMS = TrainParams.model_validate(
+    {
+        "model": {
+            "channels": [8, 16],
+            "num_res_blocks": 1,
+            "attention_resolutions": [4],
+            "head_channels": 8,
+            "norm_groups": 4,
+            "dropout": 0.0,
+            "time_conditioning": "additive",
+        },
+        "schedule": {"name": "cosine", "num_timesteps": 100},
+        "steps": 12,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "lr_warmup_steps": 2,
+        "lr_decay": "cosine",
+        "weight_decay": 0.0,
+        "gradient_clip": 1.0,
+        "label_dropout": 0.1,
+        "horizontal_flip": False,
+        "ema_decay": 0.9,
+        "precision": "fp32",
+        "seed": 0,
+    }
+)
+
+
+def small_training(
+    directory,
+    *,
+    on_tick=lambda tick: None,
+    on_resume=lambda step: None,
+    dropout=0.0,
+    save_every=1e9,
+    cheap=False,
+    **changes,
+):
+    """Train on 20 random images; `cheap` lets checkpoints take any share of the time."""
+    if cheap:
+        loop.SAVE_COST = 1e9
+    directory.mkdir(parents=True, exist_ok=True)
+    params = PARAMS.model_copy(update=changes)
+    params = params.model_copy(update={"model": params.model.model_copy(update={"dropout": dropout})})
+    torch.manual_seed(params.seed)
+    network = build_unet(params.model, 8, 1, 10, params.label_dropout)
+    generator = torch.Generator().manual_seed(0)
+    batches = BatchSource(
+        images=torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8, generator=generator),
+        labels=torch.arange(20) % 10,
+        alpha_bar=cosine(100).alpha_bar,
+        order=DataOrder(params.seed, 20),
+        seed=params.seed,
+        label_dropout=params.label_dropout,
+        null_class=10,
+        horizontal_flip=False,
+    )
+    return loop.train(
+        network, batches, params, directory, FINGERPRINT, on_tick=on_tick, on_resume=on_resume, save_every=save_every
+    )

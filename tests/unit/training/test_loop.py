@@ -1,0 +1,201 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from darkroom.errors import Interrupted, StageFailed
+from darkroom.files import read_json
+from darkroom.training import checkpoints
+from darkroom.training.ema import EMA, decay_at
+from darkroom.training.history import History
+from darkroom.training.loop import learning_rate, steps_per_tick
+from tests.unit.training.small import FINGERPRINT, PARAMS, small_training
+
+
+def weights(trained):
+    return {**trained.raw.state_dict(), **{f"ema.{k}": v for k, v in trained.ema.state_dict().items()}}
+
+
+def assert_bitwise_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+class StopAt(Exception):
+    pass
+
+
+def stop_by_signal(step, number=signal.SIGTERM):
+    def on_tick(tick):
+        if tick.step == step:
+            os.kill(os.getpid(), number)
+
+    return on_tick
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_an_interrupted_training_ends_bitwise_equal(tmp_path, dropout):
+    ticks, again = [], []
+    whole = small_training(tmp_path / "a", dropout=dropout, on_tick=ticks.append)
+    with pytest.raises(Interrupted, match="stopped at step 7 of 12, state saved"):
+        small_training(tmp_path / "b", dropout=dropout, on_tick=stop_by_signal(7))
+    resumed = small_training(tmp_path / "b", dropout=dropout, on_tick=again.append)
+    assert_bitwise_equal(weights(whole), weights(resumed))
+    assert [t.history() for t in again] == [t.history() for t in ticks if t.step > 7]
+
+
+def test_ctrl_c_saves_too(tmp_path):
+    with pytest.raises(Interrupted):
+        small_training(tmp_path, on_tick=stop_by_signal(3, signal.SIGINT))
+    assert checkpoints.load_newest(tmp_path, FINGERPRINT).step == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_resume_after_kill_9_is_bitwise_equal(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from tests.unit.training.small import small_training\n"
+        "small_training(Path(sys.argv[1]), save_every=0.0, cheap=True,"
+        " on_tick=lambda tick: os.kill(os.getpid(), signal.SIGKILL) if tick.step == 9 else None)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, tmp_path / "b"], check=False, cwd=os.getcwd())
+    assert killed.returncode == -signal.SIGKILL
+    steps: list[int] = []
+    whole = small_training(tmp_path / "a")
+    resumed = small_training(tmp_path / "b", on_resume=steps.append)
+    assert 0 < steps[0] < 12
+    assert_bitwise_equal(weights(whole), weights(resumed))
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path):
+    first, ticks = small_training(tmp_path), []
+    second = small_training(tmp_path, on_tick=ticks.append)
+    assert ticks == []
+    assert_bitwise_equal(weights(first), weights(second))
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_taken(tmp_path, caplog):
+    for step in (4, 8):
+        checkpoints.save(tmp_path, checkpoints.Checkpoint(step, {"x": torch.full((3,), float(step))}), FINGERPRINT)
+    path = tmp_path / "step-000000008.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    found = checkpoints.load_newest(tmp_path, FINGERPRINT)
+    assert found.step == 4
+    assert torch.equal(found.tensors["x"], torch.full((3,), 4.0))
+    assert "step-000000008.safetensors is damaged" in caplog.text
+
+
+def test_a_checkpoint_without_its_voucher_does_not_count(tmp_path):
+    checkpoints.save(tmp_path, checkpoints.Checkpoint(4, {"x": torch.ones(1)}), FINGERPRINT)
+    save_file({"x": torch.zeros(1)}, tmp_path / "step-000000009.safetensors")  # killed before the voucher was written
+    assert checkpoints.load_newest(tmp_path, FINGERPRINT).step == 4
+
+
+def test_a_checkpoint_of_another_fingerprint_is_never_resumed(tmp_path):
+    checkpoints.save(tmp_path, checkpoints.Checkpoint(4, {"x": torch.ones(1)}), "another")
+    assert checkpoints.load_newest(tmp_path, FINGERPRINT) is None
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for step in range(1, 6):
+        checkpoints.save(tmp_path, checkpoints.Checkpoint(step, {"x": torch.ones(1)}), FINGERPRINT)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-00000000{step}.{ending}" for step in (4, 5) for ending in ("json", "safetensors")
+    ]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, checkpoints.Checkpoint(4, {"x": torch.ones(1)}), FINGERPRINT)
+    monkeypatch.setattr(checkpoints, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(tmp_path, checkpoints.Checkpoint(5, {"x": torch.ones(1)}), FINGERPRINT)
+    assert checkpoints.load_newest(tmp_path, FINGERPRINT).step == 4
+    assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_a_second_trainer_is_refused_by_the_process_number_of_the_first(tmp_path):
+    script = "import sys; from pathlib import Path; from darkroom.training.checkpoints import locked\n"
+    with checkpoints.locked(tmp_path):
+        second = subprocess.run(
+            [sys.executable, "-c", f"{script}with locked(Path(sys.argv[1])): pass", tmp_path],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        with pytest.raises(StageFailed, match=f"process {os.getpid()} is already training"), checkpoints.locked(tmp_path):
+            pass
+    assert f"process {os.getpid()} is already training this model" in second.stderr
+    with checkpoints.locked(tmp_path):
+        pass
+
+
+def test_a_diverged_training_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(Interrupted):
+        small_training(tmp_path, on_tick=stop_by_signal(5))
+    with pytest.raises(StageFailed, match=r"not finite any more at step \d+; train.learning_rate"):
+        small_training(tmp_path, learning_rate=1e20, save_every=0.0)
+    good = checkpoints.load_newest(tmp_path, FINGERPRINT)
+    assert 5 <= good.step < 12
+    assert all(bool(tensor.isfinite().all()) for tensor in good.tensors.values())
+
+
+def test_vouchers_hold_what_is_needed_to_check_a_file(tmp_path):
+    small_training(tmp_path)
+    voucher = read_json(tmp_path / "step-000000012.json")
+    assert voucher["step"] == 12
+    assert voucher["fingerprint"] == FINGERPRINT
+    assert load_file(tmp_path / "step-000000012.safetensors").keys() > {"sums"}
+
+
+def test_ema_is_the_brute_force_average_of_the_trajectory():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    ema, trajectory = EMA(network, 0.9), [network[0].weight.detach().clone()]
+    for step in range(1, 30):
+        with torch.no_grad():
+            network[0].weight.add_(torch.randn(2, 3))
+            network[1].running_mean.add_(1.0)
+        ema.update(network, step)
+        trajectory.append(network[0].weight.detach().clone())
+    average = trajectory[0].double()
+    for step in range(1, 30):
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * trajectory[step].double()
+    assert torch.allclose(ema.network[0].weight.double(), average, atol=1e-6)
+    assert torch.equal(ema.network[1].running_mean, network[1].running_mean)
+
+
+def test_ema_warm_up_forgets_the_initial_weights():
+    kept = 1.0
+    for step in range(1, 1001):
+        kept *= decay_at(step, 0.9999)
+    assert kept < 1e-6
+
+
+def test_learning_rate_warms_up_and_decays():
+    params = PARAMS.model_copy(update={"steps": 100, "lr_warmup_steps": 9, "lr_decay": "cosine", "learning_rate": 1.0})
+    assert learning_rate(params, 0) == pytest.approx(0.1)
+    assert learning_rate(params, 50) == pytest.approx(0.5)
+    assert learning_rate(params, 99) < 0.001
+    constant = params.model_copy(update={"lr_decay": "constant"})
+    assert learning_rate(constant, 99) == 1.0
+
+
+@pytest.mark.parametrize(("steps", "per_tick"), [(1, 1), (12, 1), (1000, 10), (800_000, 100)])
+def test_ticks_are_a_function_of_the_length(steps, per_tick):
+    assert steps_per_tick(steps) == per_tick
+
+
+def test_history_drops_what_is_repeated_and_what_a_crash_cut_short(tmp_path):
+    history = History(tmp_path / "h.jsonl")
+    for step in (1, 2, 3):
+        history.append({"step": step, "loss": step / 2})
+    with history.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    history.truncate(2)
+    history.append({"step": 3, "loss": 9.0})
+    assert [(row["step"], row["loss"]) for row in history.rows()] == [(1, 0.5), (2, 1.0), (3, 9.0)]
