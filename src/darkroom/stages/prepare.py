@@ -1,0 +1,44 @@
+"""prepare: read the source, decode every image, split, pack."""
+
+import logging
+
+from darkroom.data.packing import pack
+from darkroom.data.sources import open_source
+from darkroom.stages.runner import main
+from darkroom.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def run(workspace: Workspace) -> None:
+    """Write `data/prepared`. Raises InputError for a source that cannot be used as it is declared."""
+    params = workspace.params().data
+    _warn_if_unwatched(params.source, workspace)
+    source = open_source(params, workspace.root, workspace.raw)
+    log.info("%s: %s images in %s classes", source.name, f"{len(source.paths):,}", len(source.classes))
+    info = pack(source, params, workspace.prepared)
+    bad = len(source.paths) - sum(info.splits.values())
+    log.info(
+        "packed %s train and %s test images of %s x %s x %s, digest %s",
+        f"{info.splits['train']:,}",
+        f"{info.splits['test']:,}",
+        info.channels,
+        info.image_size,
+        info.image_size,
+        info.digest[:12],
+    )
+    if bad:
+        log.warning("%s images could not be decoded; the validate stage names them", f"{bad:,}")
+
+
+def _warn_if_unwatched(source: str, workspace: Workspace) -> None:
+    """DVC compares data/raw; a folder elsewhere may change without prepare running again."""
+    if source == "digits" or "://" in source:
+        return
+    folder = (workspace.root / source).resolve()
+    if not folder.is_relative_to(workspace.raw.resolve()):
+        log.warning("%s is outside data/raw: after a change there, run `dvc repro --force prepare`", folder)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,33 @@
+"""reference: fit the feature extractor and measure the real images with it."""
+
+import torch
+from torch import Tensor
+
+from darkroom.data.dataset import load_info, load_split
+from darkroom.evaluation.fitting import fit_extractor
+from darkroom.evaluation.reference import write_reference
+from darkroom.progress import progress
+from darkroom.stages.runner import main
+from darkroom.workspace import Workspace
+
+
+def run(workspace: Workspace) -> None:
+    """Write `models/extractor/`: classifier, features of the real images, floor and scale."""
+    params, info = workspace.params().reference, load_info(workspace.prepared)
+
+    def split(name: str) -> tuple[Tensor, Tensor]:
+        packed = load_split(workspace.prepared, name)
+        return torch.tensor(packed.images), torch.tensor(packed.labels)
+
+    train, held_out = split("train"), split("test")
+    with progress("reference classifier", params.steps, "steps") as advance:
+        extractor = fit_extractor(workspace.extractor, train, held_out, info.classes, info.digest, params, advance)
+    found = write_reference(workspace.extractor, extractor, train, held_out, params.seed)
+    print(
+        f"held-out accuracy {extractor.card.held_out_accuracy:.4f}; floor: FID {found.floor_fid:.3f}"
+        f" of {found.floor_num_images} held-out images against {found.num_images}"
+    )
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,87 @@
+"""validate: run the expectation suite on the manifest; bad data stops here."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from darkroom.data.dataset import MANIFEST_FILE, DatasetInfo, load_info, load_split
+from darkroom.data.manifest import read_manifest
+from darkroom.data.page import render
+from darkroom.data.validation import CRITICAL, Finding, check, failure_message
+from darkroom.errors import InputError
+from darkroom.files import write_json, write_text
+from darkroom.stages.runner import main
+from darkroom.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+def run(workspace: Workspace) -> None:
+    """Write `reports/validation.json` and `.html`.
+
+    Raises InputError when a critical expectation fails; then there is only the page, and nothing that train could use.
+    """
+    report, page = workspace.reports / "validation.json", workspace.reports / "validation.html"
+    report.unlink(missing_ok=True)
+    params = workspace.params().validate_
+    info = load_info(workspace.prepared)
+    train = load_split(workspace.prepared, "train")
+    load_split(workspace.prepared, "test")
+    manifest = read_manifest(workspace.prepared / MANIFEST_FILE)
+    _refuse_other_counts(manifest, info, workspace)
+
+    findings = check(manifest, info, params, workspace.expectations)
+    figures = statistics(manifest, info, findings)
+    write_text(page, render(info, manifest, findings, figures, train))
+    if message := failure_message(info.name, findings):
+        raise InputError(f"{message}\nthe images and all findings are in {page}")
+    for finding in findings:
+        if not finding.success:
+            found = len(finding.offenders) or finding.observed
+            log.warning("warning: %s: expected %s, found %s", finding.name, finding.expected, found)
+    write_json(
+        report,
+        {
+            "success": True,
+            "dataset": info.digest,
+            "statistics": figures,
+            "expectations": [finding.to_json_dict() for finding in findings],
+        },
+    )
+    log.info("%s of %s expectations hold", figures["expectations"]["passed"], figures["expectations"]["evaluated"])
+
+
+def statistics(manifest: "pd.DataFrame", info: DatasetInfo, findings: list[Finding]) -> dict[str, Any]:
+    """Counts for the report and the page."""
+    counts = manifest.groupby(["class_name", "split"]).size().to_dict()
+    failed = [finding.severity for finding in findings if not finding.success]
+    return {
+        "images": len(manifest),
+        "undecodable": int((~manifest["decoded"]).sum()),
+        "constant": int(manifest["constant"].sum()),
+        "per_class": {
+            name: {split: int(counts.get((name, split), 0)) for split in info.splits} for name in info.classes
+        },
+        "expectations": {
+            "evaluated": len(findings),
+            "passed": len(findings) - len(failed),
+            "critical_failed": failed.count(CRITICAL),
+            "warnings": len(failed) - failed.count(CRITICAL),
+        },
+    }
+
+
+def _refuse_other_counts(manifest: "pd.DataFrame", info: DatasetInfo, workspace: Workspace) -> None:
+    for split, count in info.splits.items():
+        listed = int((manifest["split"] == split).sum())
+        if listed != count:
+            raise InputError(
+                f"{workspace.prepared / MANIFEST_FILE}: {listed} {split} images; dataset.json declares {count}; "
+                "run the prepare stage again"
+            )
+
+
+if __name__ == "__main__":
+    main(run)
