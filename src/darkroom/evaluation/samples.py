@@ -1,7 +1,6 @@
-"""The evaluation images of a model, drawn without and with guidance, stored with what they came from."""
+"""The evaluation images of a model as they are stored: packed, with what they were drawn from."""
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.model import DiffusionModel
 from darkroom.errors import InputError
 from darkroom.files import read_json, write_bytes, write_json
 from darkroom.params import SampleParams
@@ -49,36 +47,3 @@ class SampleSet:
             return cls(**arrays, params=params, weights_digest=record["weights_digest"], finite=record["finite"])
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{directory}: {error}; `dvc repro sample` makes it") from None
-
-
-def balanced_labels(num_images: int, num_classes: int) -> Tensor:
-    """0, 1, … num_classes - 1, 0, 1, …: int64 (num_images,); class counts differ by one at most."""
-    return torch.arange(num_images) % num_classes
-
-
-def draw_samples(
-    model: DiffusionModel, params: SampleParams, progress: Callable[[int], None] | None = None
-) -> SampleSet:
-    """Draw the evaluation images. `progress` counts finished images, up to 2 N."""
-    labels = balanced_labels(params.num_images, len(model.card.classes))
-
-    def draw(guidance_scale: float, done_before: int) -> Tensor:
-        return model.draw(
-            labels,
-            seed=params.seed,
-            sampler=params.sampler,
-            steps=params.steps,
-            guidance_scale=guidance_scale,
-            precision=params.precision,
-            batch_size=params.batch_size,
-            progress=(lambda done: progress(done_before + done)) if progress else None,
-        )
-
-    unguided = draw(1.0, 0)
-    guided = unguided if params.guidance_scale == 1 else draw(params.guidance_scale, params.num_images)
-    return SampleSet(unguided, guided, labels, params, model.card.weights_digest, is_finite(model))
-
-
-def is_finite(model: DiffusionModel) -> bool:
-    """Whether every weight is a finite number."""
-    return all(bool(tensor.isfinite().all()) for tensor in model.network.state_dict().values())

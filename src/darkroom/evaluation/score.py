@@ -1,16 +1,15 @@
-"""From samples to a score record, for the pipeline's own samples and for any model drawn from anew."""
+"""From samples to a score record."""
 
 from pathlib import Path
 
 from torch import Tensor
 
-from darkroom.diffusion.model import DiffusionModel
 from darkroom.evaluation.distances import KID, ReferenceDistance
 from darkroom.evaluation.features import Extractor
 from darkroom.evaluation.protocol import Protocol, RealScore, ScoreRecord, SetScore
 from darkroom.evaluation.reference import Reference
-from darkroom.evaluation.samples import SampleSet, draw_samples
-from darkroom.params import EvaluateParams, SampleParams
+from darkroom.evaluation.samples import SampleSet
+from darkroom.params import EvaluateParams
 
 
 def score_samples(samples: SampleSet, extractor_dir: Path, evaluate: EvaluateParams) -> ScoreRecord:
@@ -62,10 +61,3 @@ def score_samples(samples: SampleSet, extractor_dir: Path, evaluate: EvaluatePar
         protocol=protocol,
         protocol_digest=protocol.digest,
     )
-
-
-def score_model(
-    model: DiffusionModel, extractor_dir: Path, sample: SampleParams, evaluate: EvaluateParams
-) -> ScoreRecord:
-    """Draw from a model and score it: what the pipeline does in two stages, for a model that comes from elsewhere."""
-    return score_samples(draw_samples(model, sample), extractor_dir, evaluate)

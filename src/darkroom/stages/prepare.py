@@ -7,7 +7,7 @@ from darkroom.data.sources import open_source
 from darkroom.stages.runner import main
 from darkroom.workspace import Workspace
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("darkroom.stages.prepare")  # run with -m, the module is called __main__
 
 
 def run(workspace: Workspace) -> None:

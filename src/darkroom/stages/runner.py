@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from darkroom.errors import InputError, Interrupted, StageFailed
 from darkroom.workspace import Workspace
@@ -18,7 +19,7 @@ def main(run: Callable[[Workspace], None]) -> None:
     logging.getLogger("darkroom").setLevel(logging.INFO)
     # A stage that has nothing to save ends like Ctrl-C on SIGTERM too: outputs are only ever renamed into place.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(outcome(run, os.environ.get("DVC_STAGE", run.__module__.rpartition(".")[2])))
+    sys.exit(outcome(run, os.environ.get("DVC_STAGE", Path(sys.argv[0]).stem)))
 
 
 def outcome(run: Callable[[Workspace], None], name: str) -> int:

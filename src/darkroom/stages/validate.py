@@ -15,7 +15,7 @@ from darkroom.workspace import Workspace
 if TYPE_CHECKING:
     import pandas as pd
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("darkroom.stages.validate")  # run with -m, the module is called __main__
 
 
 def run(workspace: Workspace) -> None:

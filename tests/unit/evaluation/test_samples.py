@@ -1,0 +1,57 @@
+import pytest
+import torch
+from PIL import Image
+
+from darkroom.diffusion.model import DiffusionModel
+from darkroom.errors import InputError
+from darkroom.evaluation.drawing import balanced_labels, draw_samples
+from darkroom.evaluation.grid import labelled_grid
+from darkroom.evaluation.samples import SampleSet
+from darkroom.params import SampleParams
+from tests.unit.diffusion.test_model import CLASSES, write_model
+
+PARAMS = SampleParams(
+    sampler="ddim", steps=3, guidance_scale=2.0, num_images=23, batch_size=10, precision="fp32", seed=0
+)
+
+
+def test_labels_are_balanced():
+    counts = torch.bincount(balanced_labels(1797, 10))
+    assert counts.sum() == 1797
+    assert counts.max() - counts.min() <= 1
+
+
+def test_both_sets_are_drawn_by_the_same_seed_and_stored_whole(tmp_path):
+    model = DiffusionModel.load(write_model(tmp_path))
+    seen: list[int] = []
+    samples = draw_samples(model, PARAMS, seen.append)
+    assert seen == [10, 20, 23, 33, 43, 46]
+    labels = balanced_labels(23, 10)
+    settings = {"seed": 0, "sampler": "ddim", "steps": 3, "batch_size": 10}
+    assert torch.equal(samples.unguided, model.draw(labels, guidance_scale=1.0, **settings))
+    assert torch.equal(samples.guided, model.draw(labels, guidance_scale=2.0, **settings))
+    samples.write(tmp_path / "out")
+    read = SampleSet.read(tmp_path / "out")
+    assert read.params == PARAMS
+    assert read.weights_digest == model.card.weights_digest
+    assert all(torch.equal(getattr(read, name), getattr(samples, name)) for name in ("unguided", "guided", "labels"))
+
+
+def test_samples_that_are_not_there_say_what_makes_them(tmp_path):
+    with pytest.raises(InputError, match="`dvc repro sample` makes it"):
+        SampleSet.read(tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_grid_shows_each_class_in_its_own_row(tmp_path, channels):
+    images = torch.zeros(40, channels, 8, 8, dtype=torch.uint8)
+    labels = balanced_labels(40, 10)
+    images[labels == 7] = 200
+    labelled_grid(images, labels, CLASSES, tmp_path / "a.png")
+    labelled_grid(images, labels, CLASSES, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    picture = Image.open(tmp_path / "a.png")
+    row = (picture.height - 24 + 4) / 10
+    column = picture.width - 12 - 16 * 52 + 4 + 10  # inside the first image of a row
+    shades = [picture.getpixel((column, int(12 + row * k + 20))) for k in range(10)]
+    assert shades == [(200, 200, 200) if k == 7 else (0, 0, 0) for k in range(10)]

@@ -1,0 +1,135 @@
+"""The architecture as a test: imports point one way, the core stands alone, stages declare the code they run."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "darkroom"
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+# A package may import those before it and, within a line, not each other.
+LAYERS = (
+    ("errors", "files"),
+    ("randomness", "params", "device", "progress"),
+    ("workspace",),
+    ("data", "nets"),
+    ("diffusion",),
+    ("training", "evaluation"),
+    ("registry", "serving"),
+    ("stages",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+CORE = ("data/dataset.py", "nets", "diffusion", "training", "evaluation")
+FORBIDDEN_IN_CORE = {"dvc", "prefect", "mlflow", "great_expectations", "boto3", "botocore", "pandas", "sklearn"}
+
+# No result depends on these: they find files, report errors, show progress and log to MLflow. A change here must not
+# invalidate a week of training, so stages do not declare them.
+LOOK_ON = {"__init__", "errors", "files", "params", "workspace", "progress", "device", "stages.runner"}
+LOOK_ON |= {"registry", "stages", "registry.runs", "registry.tracking"}
+
+
+def modules():
+    return {
+        ".".join(p.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCE.rglob("*.py")
+    }
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Full names of everything that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
+
+
+def own(path: Path) -> set[str]:
+    """The project's modules that a file imports, without the leading package."""
+    known, found = modules(), set()
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "darkroom":
+            inner = parts[1:]
+            while inner and ".".join(inner) not in known:
+                inner = inner[:-1]
+            found.add(".".join(inner) or "__init__")
+    return found
+
+
+def test_every_module_has_a_place_in_the_layers():
+    assert {name.split(".")[0] for name in modules()} - {"__init__"} == set(RANK)
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_point_one_way(name):
+    package = name.split(".")[0]
+    for imported in own(modules()[name]) - {"__init__"}:
+        other = imported.split(".")[0]
+        assert other == package or RANK[other] < RANK[package], f"{name} imports {imported}"
+
+
+def test_the_library_never_imports_the_flows():
+    for path in SOURCE.rglob("*.py"):
+        assert not any(name.split(".")[0] in ("flows", "prefect") for name in imports(path)), path
+
+
+def test_the_core_does_not_know_who_runs_it():
+    files = [f for part in CORE for f in ([SOURCE / part] if part.endswith(".py") else (SOURCE / part).rglob("*.py"))]
+    for path in files:
+        assert not {name.split(".")[0] for name in imports(path)} & FORBIDDEN_IN_CORE, path
+
+
+def test_the_core_imports_on_a_machine_that_holds_nothing_else():
+    core = [
+        f"darkroom.{name}"
+        for name in sorted(modules())
+        if name == "data.dataset" or name.split(".")[0] in ("nets", "diffusion", "training", "evaluation")
+    ]
+    script = f"""
+import importlib, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {sorted(FORBIDDEN_IN_CORE | {"pyarrow", "fastapi", "sqlalchemy"})!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+for name in {core!r}:
+    importlib.import_module(name)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_stages_declare_the_code_they_run(stage):
+    known, todo, reached = modules(), [f"stages.{stage}"], set()
+    while todo:
+        name = todo.pop()
+        if name not in reached and name not in LOOK_ON:
+            reached.add(name)
+            todo += own(known[name])
+    declared = [ROOT / dependency for dependency in STAGES[stage]["deps"] if dependency.startswith("src/")]
+    for name in reached:
+        path = known[name]
+        if path.name != "__init__.py":
+            assert any(path == d or d in path.parents for d in declared), f"{stage} runs {path.relative_to(ROOT)}"
+    for path in declared:
+        files = [path] if path.is_file() else list(path.rglob("*.py"))
+        assert any(f == known[name] for f in files for name in reached), f"{stage} declares {path} and never runs it"
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_every_stage_runs_its_own_script(stage):
+    assert STAGES[stage]["cmd"] == f"python -m darkroom.stages.{stage}"
+    assert len((SOURCE / "stages" / f"{stage}.py").read_text().splitlines()) <= 150
