@@ -1,0 +1,68 @@
+"""The registered model as files: code, safetensors and JSON, with a signature and exact requirements. No pickle."""
+
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import darkroom
+from darkroom.diffusion.model import CARD_FILE, WEIGHTS_FILE, ModelCard
+from darkroom.params import SampleParams
+from darkroom.registry.tracking import import_mlflow
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+# What loading and predicting import, and nothing else: a test imports the package in a process that has only these.
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "PyYAML", "safetensors", "torch")
+
+
+def requirements() -> list[str]:
+    """`name==version` as installed here, without local labels: `2.13.0+cpu` exists on some machines only."""
+    return [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def signature(sample: SampleParams) -> "ModelSignature":
+    """Labels in, base64 PNGs out; the parameters' defaults are those that the model was evaluated with."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec("long", "class_label")]),
+        outputs=Schema([ColSpec("string", "png")]),
+        params=ParamSchema(
+            [
+                ParamSpec("guidance_scale", "double", float(sample.guidance_scale)),
+                ParamSpec("sampler", "string", sample.sampler),
+                ParamSpec("steps", "long", sample.steps),
+                ParamSpec("seed", "long", sample.seed),
+            ]
+        ),
+    )
+
+
+def log_package(run_id: str, models: Path, card: ModelCard, sample: SampleParams, tags: dict[str, str]) -> Any:
+    """Log the model in `models` (weights and card) to the run, on MLflow's current server; return its ModelInfo."""
+    import pandas as pd
+
+    mlflow = import_mlflow()
+    source = Path(darkroom.__file__).parent
+    with tempfile.TemporaryDirectory(prefix="darkroom-") as directory:
+        code, weights = Path(directory) / "darkroom", Path(directory) / "model"
+        shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__"))
+        weights.mkdir()
+        for name in (WEIGHTS_FILE, CARD_FILE):
+            shutil.copyfile(models / name, weights / name)
+        with mlflow.start_run(run_id=run_id):
+            return mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(source / "serving" / "entry.py"),
+                artifacts={"model": str(weights)},
+                code_paths=[str(code)],
+                pip_requirements=requirements(),
+                signature=signature(sample),
+                input_example=pd.DataFrame({"class_label": range(min(3, len(card.classes)))}),
+                tags=tags,
+                metadata={"classes": card.classes, "weights_digest": card.weights_digest},
+            )

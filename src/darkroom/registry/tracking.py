@@ -1,0 +1,150 @@
+"""The tracking server: where it is, a client that is known to answer, and MLflow kept quiet."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from darkroom.errors import StageFailed
+from darkroom.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_PROBE_SECONDS = 5.0  # for a server's first sign of life
+
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # MLflow's own 120 s and 7 retries keep a person waiting for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class RegistryUnavailable(StageFailed):
+    """The tracking server or database does not answer. The message is one line; the command can be repeated later."""
+
+
+def import_mlflow() -> ModuleType:
+    """MLflow, without telemetry, progress bars or pickle. Importing it takes seconds: do it where it is needed."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    import mlflow
+
+    for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    return mlflow
+
+
+def tracking_uri(workspace: Workspace) -> str:
+    """`MLFLOW_TRACKING_URI`, or a SQLite file in the project's state; absolute whatever the working directory."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        return f"sqlite:///{workspace.state / 'mlflow.db'}"
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(f"{prefix}/") and not uri.startswith(f"{prefix}:memory:"):
+        return f"{prefix}{workspace.root / uri.removeprefix(prefix)}"
+    return uri
+
+
+def artifact_root(workspace: Workspace) -> str | None:
+    """Where a new experiment keeps artifacts: `DARKROOM_ARTIFACT_ROOT`, the project's state, or None: the server's."""
+    if root := os.environ.get("DARKROOM_ARTIFACT_ROOT"):
+        return root if "://" in root else (workspace.root / root).as_uri()
+    if tracking_uri(workspace).startswith(("http://", "https://", "databricks")):
+        return None
+    return (workspace.state / "artifacts").as_uri()
+
+
+def connect(workspace: Workspace) -> "MlflowClient":
+    """A client whose server has answered. Raises RegistryUnavailable within seconds if it does not."""
+    mlflow = import_mlflow()
+    uri = tracking_uri(workspace)
+    _probe(uri)
+    with unavailable_is_one_line(uri), _schema_lock(workspace, uri):
+        client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextlib.contextmanager
+def unavailable_is_one_line(uri: str) -> Iterator[None]:
+    """Turn what MLflow raises when a server or database fails into RegistryUnavailable."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise RegistryUnavailable(f"MLflow at {shown(uri)}: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def current(uri: str) -> Iterator[None]:
+    """Make `uri` MLflow's current one: `log_model`, and parts of the registry, know no client and use that."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)  # writes to the environment as well
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # removes it from there
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def shown(uri: str) -> str:
+    """The URI without a password."""
+    parts = urlsplit(uri)
+    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _probe(uri: str) -> None:
+    """Raise RegistryUnavailable unless something answers at `uri` within a few seconds. Files always do."""
+    parts = urlsplit(uri)
+    try:
+        if parts.scheme in ("http", "https"):
+            with contextlib.suppress(urllib.error.HTTPError):  # any status is a sign of life
+                urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS).close()
+        elif parts.hostname:
+            port = parts.port or {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(parts.scheme.split("+")[0])
+            if port:
+                socket.create_connection((parts.hostname, port), timeout=_PROBE_SECONDS).close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return  # MLflow has settings of its own for certificates; let it decide
+        raise RegistryUnavailable(f"MLflow at {shown(uri)} does not answer: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _schema_lock(workspace: Workspace, uri: str) -> Iterator[None]:
+    """Hold other processes off while MLflow may be creating its tables: several at once on a fresh database crash."""
+    if uri.startswith(("http://", "https://")):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else workspace.state / "mlflow"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,158 @@
+"""A small project as the pipeline leaves it, with a real network of random weights: what registration starts from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from darkroom.diffusion.model import CARD_FILE, WEIGHTS_FILE, ModelCard, build_unet
+from darkroom.evaluation.features import CARD_FILE as EXTRACTOR_CARD
+from darkroom.evaluation.features import WEIGHTS_FILE as EXTRACTOR_WEIGHTS
+from darkroom.evaluation.features import Extractor, ExtractorCard
+from darkroom.evaluation.protocol import Protocol, RealScore, ScoreRecord, SetScore
+from darkroom.evaluation.reference import Scale, write_reference
+from darkroom.files import digest_file, write_bytes, write_json, write_text
+from darkroom.params import load_params
+from darkroom.workspace import Workspace
+
+REPOSITORY = Path(__file__).parents[2]
+CLASSES = [str(digit) for digit in range(10)]
+STEPS = 40
+
+
+def make_project(root: Path) -> Workspace:
+    """A directory with small parameters and no outputs yet."""
+    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    content["train"]["model"] |= {"channels": [32], "num_res_blocks": 1, "attention_resolutions": []}
+    content["train"]["steps"] = STEPS
+    content["train"]["learning_rate"] = 2e-3
+    content["reference"] |= {"channels": [8], "features": 8, "learning_rate": 2e-3}
+    content["sample"] |= {"steps": 3, "num_images": 20}
+    content["evaluate"] |= {"kid_subsets": 2, "kid_subset_size": 5}
+    write_text(root / "params.yaml", yaml.safe_dump(content))
+    write_text(root / "dvc.yaml", "stages: {}\n")
+    return Workspace(root)
+
+
+def set_params(workspace: Workspace, group: str, **values: Any) -> None:
+    """Change parameters in place."""
+    content = yaml.safe_load(workspace.params_file.read_text())
+    content[group] |= values
+    write_text(workspace.params_file, yaml.safe_dump(content))
+
+
+def write_model(workspace: Workspace, seed: int) -> str:
+    """What train writes, for a network with random weights; return the digest of the weights."""
+    train = load_params(workspace.params_file).train
+    torch.manual_seed(seed)
+    network = build_unet(train.model, 8, 1, len(CLASSES), train.label_dropout)
+    tensors = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in network.state_dict().items()}
+    workspace.models.mkdir(exist_ok=True)
+    save_file(tensors, workspace.models / WEIGHTS_FILE)
+    digest, fingerprint = digest_file(workspace.models / WEIGHTS_FILE), f"{seed:064x}"
+    card = ModelCard(
+        image_size=8,
+        channels=1,
+        classes=CLASSES,
+        unet=train.model,
+        schedule=train.schedule,
+        label_dropout=train.label_dropout,
+        fingerprint=fingerprint,
+        data_digest="d" * 64,
+        weights_digest=digest,
+    )
+    write_json(workspace.models / CARD_FILE, card.model_dump())
+    run = {"fingerprint": fingerprint, "weights_digest": digest, "data_digest": "d" * 64, "steps": STEPS}
+    write_json(workspace.models / "run.json", run)
+    rows = [{"step": step, "images": step * 128, "loss": 1 / step, "lr": 2e-3} for step in range(1, STEPS + 1)]
+    write_text(workspace.train_reports / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return digest
+
+
+def write_score(
+    workspace: Workspace, fid: float = 0.5, accuracy: float = 0.97, guided_accuracy: float = 0.995, **protocol: Any
+) -> ScoreRecord:
+    """What evaluate writes, with chosen figures."""
+    weights = ModelCard.model_validate_json((workspace.models / CARD_FILE).read_bytes()).weights_digest
+    record = score_record(weights, fid, accuracy, guided_accuracy, **protocol)
+    write_json(workspace.metrics_file, record.to_json_dict())
+    return record
+
+
+def score_record(
+    weights: str = "w" * 64, fid: float = 0.5, accuracy: float = 0.97, guided_accuracy: float = 0.995, **protocol: Any
+) -> ScoreRecord:
+    """A record with chosen figures."""
+    fields = {"extractor": "e" * 64, "reference": "r" * 64, "num_images": 20, "sampler": "dpmpp_2m", "steps": 3}
+    fields |= {"guidance_scale": 2.0, "seed": 0, "precision": "fp32", "kid_subsets": 2, "kid_subset_size": 5}
+    measured = Protocol.model_validate(fields | protocol)
+
+    def score(guidance_scale: float, class_accuracy: float) -> SetScore:
+        return SetScore(guidance_scale=guidance_scale, fid=fid, kid=0.01, kid_std=0.001, class_accuracy=class_accuracy)
+
+    return ScoreRecord(
+        weights_digest=weights,
+        finite=True,
+        unguided=score(1.0, accuracy),
+        guided=score(measured.guidance_scale, guided_accuracy),
+        floor=RealScore(num_images=360, fid=0.7, kid=0.01, kid_std=0.001, class_accuracy=0.98),
+        scale=Scale(noise_0_1=1, noise_0_2=3, noise_0_4=15, class_means=16, pure_noise=190),
+        protocol=measured,
+        protocol_digest=measured.digest,
+    )
+
+
+def write_extractor(workspace: Workspace) -> None:
+    """What reference writes, for a classifier of random weights and random images."""
+    torch.manual_seed(0)
+    card = ExtractorCard(
+        image_size=8,
+        image_channels=1,
+        classes=CLASSES,
+        channels=[8],
+        features=8,
+        held_out_accuracy=1.0,
+        data_digest="d" * 64,
+        weights_digest="",
+    )
+    workspace.extractor.mkdir(parents=True)
+    classifier = card.build()
+    save_file(classifier.state_dict(), workspace.extractor / EXTRACTOR_WEIGHTS)
+    card = card.model_copy(update={"weights_digest": digest_file(workspace.extractor / EXTRACTOR_WEIGHTS)})
+    write_json(workspace.extractor / EXTRACTOR_CARD, card.model_dump())
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8))
+    labels = torch.arange(60) % 10
+    write_reference(
+        workspace.extractor, Extractor(card, classifier), (images[:40], labels[:40]), (images[40:], labels[40:]), 0
+    )
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A database with MLflow's tables: making them takes seconds, copying them nothing."""
+    from darkroom.registry.tracking import connect
+
+    root = tmp_path_factory.mktemp("database")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "DARKROOM_ARTIFACT_ROOT", "DARKROOM_STATE"):
+            patch.delenv(name, raising=False)
+        connect(Workspace(root))
+    return (root / ".darkroom" / "mlflow.db").read_bytes()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: bytes) -> Workspace:
+    """A project with one scored model and an empty registry."""
+    for name in ("MLFLOW_TRACKING_URI", "DARKROOM_ARTIFACT_ROOT", "DARKROOM_STATE"):
+        monkeypatch.delenv(name, raising=False)
+    project = make_project(tmp_path / "project")
+    write_bytes(project.state / "mlflow.db", empty_database)
+    write_model(project, 1)
+    write_score(project)
+    return project

@@ -1,0 +1,455 @@
+"""The registry for real: SQLite, files, clean processes."""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from darkroom.cli import main
+from darkroom.diffusion.model import DiffusionModel
+from darkroom.errors import InputError, StageFailed
+from darkroom.evaluation.rescore import score_model
+from darkroom.files import digest_file, read_json, write_json, write_text
+from darkroom.registry.lineage import sync_run
+from darkroom.registry.promotion import history, promote, register, rollback, status
+from darkroom.registry.runs import TrainingLog
+from darkroom.registry.tracking import connect, tracking_uri
+from darkroom.registry.versions import stored_score, version_at
+from darkroom.workspace import Workspace
+from tests.integration.registry_project import (
+    STEPS,
+    empty_database,
+    set_params,
+    workspace,
+    write_extractor,
+    write_model,
+    write_score,
+)
+
+__all__ = ["empty_database", "workspace"]  # fixtures
+
+
+def versions(project: Workspace) -> list[Any]:
+    return list(connect(project).search_model_versions("name = 'digits'"))
+
+
+def artifacts(project: Workspace) -> Path:
+    (directory,) = (project.state / "artifacts" / "models").glob("*/artifacts")
+    return directory
+
+
+def clean_environment(project: Workspace) -> dict[str, str]:
+    keep = {key: os.environ[key] for key in ("PATH", "HOME", "OMP_NUM_THREADS") if key in os.environ}
+    return keep | {"MLFLOW_TRACKING_URI": tracking_uri(project)}
+
+
+def test_registering_twice_gives_the_same_version_and_adds_nothing(workspace: Workspace) -> None:
+    first = register(workspace)
+    assert (first.name, first.version, first.created) == ("digits", "1", True)
+    client = connect(workspace)
+    before = client.get_run(first.run_id).to_dictionary(), client.get_model_version("digits", "1")
+    second = register(workspace)
+    assert (second.version, second.created, second.run_id) == ("1", False, first.run_id)
+    assert len(versions(workspace)) == 1
+    assert len(list((workspace.state / "artifacts" / "models").iterdir())) == 1
+    after = client.get_run(first.run_id).to_dictionary(), client.get_model_version("digits", "1")
+    assert dict(after[1]) == dict(before[1])
+    assert after[0] == before[0]
+    assert "MLFLOW_TRACKING_URI" not in os.environ, "the process must not be left with another server"
+
+
+def test_the_version_says_where_it_comes_from_and_how_it_scored(workspace: Workspace) -> None:
+    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "start"]):
+        identity = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+        subprocess.run(["git", *identity, *command], cwd=workspace.root, check=True)
+    write_text(workspace.root / "dvc.lock", "schema: '2.0'\nstages: {}\n")
+    record = write_score(workspace, fid=0.25)
+    registered = register(workspace)
+    version = connect(workspace).get_model_version_by_alias("digits", "challenger")
+    assert version.version in (1, "1")
+    tags = version.tags
+    assert tags["darkroom.weights"] == digest_file(workspace.models / "ema.safetensors")
+    assert tags["darkroom.fingerprint"] == f"{1:064x}"
+    assert tags["darkroom.data_digest"] == "d" * 64
+    assert tags["darkroom.protocol"] == record.protocol_digest
+    assert tags["darkroom.dvc_lock"] == digest_file(workspace.root / "dvc.lock")
+    head = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(head, cwd=workspace.root, capture_output=True, text=True, check=True).stdout.strip()
+    assert tags["darkroom.git_commit"] == commit
+    assert tags["darkroom.git_dirty"] == "true"
+    assert tags["unguided.fid"] == "0.25"
+    assert stored_score(version, record.protocol_digest) == record
+    run = connect(workspace).get_run(registered.run_id)
+    assert run.data.tags["darkroom.git_commit"] == commit
+    assert run.data.metrics["unguided.fid"] == 0.25
+    assert run.info.status == "FINISHED"
+    files = {file.path for file in connect(workspace).list_artifacts(registered.run_id)}
+    assert files == {"dvc.lock", "params.yaml", "metrics.json"}
+
+
+def test_the_package_is_code_safetensors_and_json_and_nothing_that_unpickles(workspace: Workspace) -> None:
+    register(workspace)
+    files = {str(path.relative_to(artifacts(workspace))): path for path in artifacts(workspace).rglob("*")}
+    files = {name: path for name, path in files.items() if path.is_file()}
+    suffixes = {path.suffix for path in files.values()}
+    assert suffixes <= {".py", ".typed", ".json", ".yaml", ".txt", ".safetensors", ""}
+    assert {name for name, path in files.items() if not path.suffix} <= {"MLmodel", "registered_model_meta"}
+    assert {"entry.py", "artifacts/model/ema.safetensors", "artifacts/model/model.json"} <= set(files)
+    assert "code/darkroom/diffusion/model.py" in files
+    for name, path in files.items():
+        content = path.read_bytes()
+        assert content[:1] != b"\x80", f"{name} begins like a pickle"
+        assert content[:2] != b"PK", f"{name} is an archive, as torch.save makes them"
+        if path.suffix != ".safetensors":
+            content.decode("utf-8")
+    described = yaml.safe_load(files["MLmodel"].read_text())
+    assert "python_model" not in described["flavors"]["python_function"]
+    signature = described["signature"]
+    assert [column["name"] for column in json.loads(signature["inputs"])] == ["class_label"]
+    defaults = {param["name"]: (param["type"], param["default"]) for param in json.loads(signature["params"])}
+    assert defaults == {
+        "guidance_scale": ("double", 2.0),
+        "sampler": ("string", "dpmpp_2m"),
+        "steps": ("long", 3),
+        "seed": ("long", 0),
+    }
+    requirements = files["requirements.txt"].read_text().split()
+    assert all("==" in line and "+" not in line for line in requirements)
+    names = {line.split("==")[0] for line in requirements}
+    assert names == {"mlflow", "numpy", "pandas", "pillow", "pydantic", "PyYAML", "safetensors", "torch"}
+
+
+def test_scores_under_another_protocol_are_added_to_the_one_version(workspace: Workspace) -> None:
+    first = write_score(workspace, fid=0.5)
+    register(workspace)
+    second = write_score(workspace, fid=0.6, guidance_scale=3.0)
+    assert not register(workspace).created
+    write_score(workspace, fid=0.5)
+    assert not register(workspace).created
+    (version,) = versions(workspace)
+    assert stored_score(version, first.protocol_digest) == first
+    assert stored_score(version, second.protocol_digest) == second
+    assert version.tags["darkroom.protocol"] == first.protocol_digest
+    assert version.tags["unguided.fid"] == "0.5"
+
+
+def test_what_a_dead_server_missed_is_in_the_run_after_register(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    log = TrainingLog.open(workspace, f"{1:064x}", workspace.params(), {})
+    log.log([{"step": 1, "loss": 1.0}])
+    log.close("FINISHED")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    registered = register(workspace)
+    client = connect(workspace)
+    points = client.get_metric_history(registered.run_id, "loss")
+    assert sorted((point.step, point.value) for point in points) == [(s, 1 / s) for s in range(1, STEPS + 1)]
+    run = client.get_run(registered.run_id)
+    assert run.data.params["train.steps"] == str(STEPS)
+    assert run.data.tags["darkroom.fingerprint"] == f"{1:064x}"
+
+
+def test_the_run_of_a_training_that_logged_half_is_completed_not_doubled(workspace: Workspace) -> None:
+    log = TrainingLog.open(workspace, f"{1:064x}", workspace.params(), {})
+    log.log([{"step": step, "images": step * 128, "loss": 1 / step, "lr": 2e-3} for step in range(1, 20)])
+    log.close("KILLED")
+    run_id = sync_run(workspace)
+    assert sync_run(workspace) == run_id
+    client = connect(workspace)
+    for key in ("loss", "lr", "images"):
+        assert [p.step for p in client.get_metric_history(run_id, key)] == list(range(1, STEPS + 1))
+    assert client.get_run(run_id).info.status == "FINISHED"
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def _remove(name: str) -> Any:
+    return lambda project: (project.root / name).unlink()
+
+
+def _other_weights(project: Workspace) -> None:
+    path = project.models / "ema.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+
+
+def _scores_of_another_model(project: Workspace) -> None:
+    record = read_json(project.metrics_file)
+    write_json(project.metrics_file, record | {"weights_digest": "0" * 64})
+
+
+def _params_changed(project: Workspace) -> None:
+    params = yaml.safe_load(project.params_file.read_text())
+    lock = {"stages": {"train": {"params": {"params.yaml": {"train": params["train"] | {"steps": 1}}}}}}
+    write_text(project.root / "dvc.lock", yaml.safe_dump(lock))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_remove("models/ema.safetensors"), "ema.safetensors"),
+        (_remove("models/model.json"), "model.json"),
+        (_remove("models/run.json"), "run.json"),
+        (_remove("reports/metrics.json"), "metrics.json"),
+        (_remove("reports/train/metrics.jsonl"), "metrics.jsonl"),
+        (_other_weights, "sha256"),
+        (_scores_of_another_model, "not of one model"),
+        (_params_changed, "params.yaml: train changed"),
+    ],
+)
+def test_outputs_that_are_missing_or_not_of_one_training_are_not_registered(
+    workspace: Workspace, damage: Any, words: str
+) -> None:
+    damage(workspace)
+    with pytest.raises(InputError, match=words) as error:
+        register(workspace)
+    assert "dvc repro" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert versions(workspace) == []
+
+
+def test_weights_that_are_not_finite_are_not_registered(workspace: Workspace) -> None:
+    path = workspace.models / "ema.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    save_file(tensors, path)
+    for name in ("models/model.json", "models/run.json", "reports/metrics.json"):
+        content = read_json(workspace.root / name)
+        write_json(workspace.root / name, content | {"weights_digest": digest_file(path)})
+    with pytest.raises(InputError, match="finite"):
+        register(workspace)
+
+
+@pytest.mark.slow
+def test_promotion_refusal_override_and_rollback_with_their_history(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(workspace)
+    first = promote(workspace)
+    assert (first.promoted, first.changed, first.version, first.previous) == (True, True, "1", None)
+    again = promote(workspace)
+    assert (again.promoted, again.changed, again.version) == (True, False, "1")
+    assert status(workspace)["challenger"] is None
+
+    write_model(workspace, 2)
+    write_score(workspace, fid=0.7)
+    register(workspace)
+    monkeypatch.chdir(workspace.root)
+    with pytest.raises(SystemExit) as done:
+        main(["promote"])
+    assert done.value.code == 1
+    printed = capsys.readouterr()
+    assert "unguided.fid is 0.7: expected at most 0.6" in printed.err
+    assert version_at(connect(workspace), "digits", "champion").version in (1, "1")  # type: ignore[union-attr]
+
+    with pytest.raises(InputError, match="reason"):
+        promote(workspace, force=True)
+    forced = promote(workspace, force=True, reason="the old one draws no sevens")
+    assert (forced.promoted, forced.version, forced.previous) == (True, "2", "1")
+    back = rollback(workspace, "sevens are mirrored")
+    assert (back.version, back.previous) == ("1", "2")
+    with pytest.raises(InputError, match="nothing to roll back to"):
+        rollback(workspace, "further")
+
+    write_score(workspace, fid=0.4)  # now it would pass, but it was rolled back
+    register(workspace)
+    refused = promote(workspace)
+    assert not refused.promoted
+    assert "was rolled back" in refused.reasons[0]
+    assert "sevens are mirrored" in refused.reasons[0]
+
+    told = [(entry.outcome, entry.version_from, entry.version_to, entry.reason) for entry in history(workspace)]
+    assert told == [
+        ("promoted", None, "1", ""),
+        ("refused", "1", "2", ""),
+        ("forced", "1", "2", "the old one draws no sevens"),
+        ("rolled back", "2", "1", "sevens are mirrored"),
+        ("refused", "1", "2", ""),
+    ]
+    assert history(workspace)[1].figures["challenger.unguided.fid"] == 0.7
+    assert history(workspace)[1].figures["champion.unguided.fid"] == 0.5
+    for command in ("status", "history"):
+        with pytest.raises(SystemExit) as done:
+            main([command])
+        assert done.value.code == 0
+    printed = capsys.readouterr()
+    assert "@champion: digits version 1" in printed.out
+    assert "the old one draws no sevens" in printed.out
+
+
+@pytest.mark.slow
+def test_a_model_that_does_not_load_from_the_registry_leaves_the_aliases_as_they_were(workspace: Workspace) -> None:
+    register(workspace)
+    client = connect(workspace)
+    client.set_registered_model_alias("digits", "champion", "1")
+    write_model(workspace, 2)
+    write_score(workspace)
+    register(workspace)
+    (packaged,) = (
+        path
+        for path in (workspace.state / "artifacts" / "models").rglob("ema.safetensors")
+        if digest_file(path) == digest_file(workspace.models / "ema.safetensors")
+    )
+    packaged.write_bytes(packaged.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(StageFailed, match="sha256"):
+        promote(workspace)
+    aliases = {alias: found and found["version"] for alias, found in status(workspace).items()}
+    assert aliases == {"champion": "1", "challenger": "2", "previous": None}
+    assert [entry.outcome for entry in history(workspace)] == ["failed"]
+    assert client.get_model_version_by_alias("digits", "champion").version in (1, "1")
+
+
+@pytest.mark.slow
+def test_a_champion_with_another_protocol_is_scored_again_and_not_compared(workspace: Workspace) -> None:
+    set_params(
+        workspace,
+        "registry",
+        gate={
+            "max_fid": 1e6,
+            "min_class_accuracy": 0.0,
+            "min_guided_class_accuracy": 0.0,
+            "max_fid_increase": 1e6,
+            "max_class_accuracy_decrease": 1.0,
+        },
+    )
+    write_extractor(workspace)
+
+    def evaluate() -> Any:
+        params = workspace.params()
+        model = DiffusionModel.load(workspace.models)
+        record = score_model(model, workspace.extractor, params.sample, params.evaluate)
+        write_json(workspace.metrics_file, record.to_json_dict())
+        return record
+
+    old = evaluate()
+    register(workspace)
+    connect(workspace).set_registered_model_alias("digits", "champion", "1")
+    set_params(workspace, "sample", guidance_scale=3.0)
+    expected = evaluate()  # the champion under the new protocol
+    write_model(workspace, 2)
+    new = evaluate()
+    assert new.protocol_digest == expected.protocol_digest != old.protocol_digest
+    register(workspace)
+    promotion = promote(workspace)
+    assert promotion.promoted
+    assert promotion.figures["champion.guided.fid"] == expected.guided.fid
+    champion_before = connect(workspace).get_model_version("digits", "1")
+    assert stored_score(champion_before, new.protocol_digest) == expected
+    assert stored_score(champion_before, old.protocol_digest) == old
+
+
+@pytest.mark.slow
+def test_the_model_draws_in_a_clean_process_from_another_directory(workspace: Workspace, tmp_path: Path) -> None:
+    register(workspace)
+    program = textwrap.dedent("""
+        import json, sys
+        import mlflow, pandas as pd
+        model = mlflow.pyfunc.load_model("models:/digits@challenger")
+        def draw(labels, **params):
+            return list(model.predict(pd.DataFrame({"class_label": labels}), params=params)["png"])
+        heavy = {"dvc", "great_expectations", "prefect", "boto3", "torchmetrics"} & set(sys.modules)
+        print(json.dumps({
+            "all": draw(list(range(10)), seed=3), "again": draw(list(range(10)), seed=3),
+            "first": draw([0, 1, 2], seed=3), "other": draw([0, 1, 2], seed=4),
+            "default": draw([0]), "spelled": draw([0], guidance_scale=2.0, sampler="dpmpp_2m", steps=3, seed=0),
+            "code": sys.modules["darkroom"].__file__, "heavy": sorted(heavy),
+        }))
+    """)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program],
+        cwd=elsewhere,
+        env=clean_environment(workspace),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert Path(found["code"]).is_relative_to(workspace.state / "artifacts")
+    assert found["heavy"] == []
+    assert list(elsewhere.iterdir()) == []
+    images = [Image.open(io.BytesIO(base64.b64decode(png, validate=True))) for png in found["all"]]
+    assert [(image.format, image.mode, image.size) for image in images] == [("PNG", "L", (8, 8))] * 10
+    assert found["again"] == found["all"]
+    assert found["first"] == found["all"][:3], "an image may not depend on the rows beside it"
+    assert not set(found["other"]) & set(found["first"])
+    assert found["default"] == found["spelled"]
+    # the oracle: the core's own sampler
+    drawn = DiffusionModel.load(workspace.models).draw(
+        torch.arange(10), seed=3, sampler="dpmpp_2m", steps=3, guidance_scale=2.0
+    )
+    for image, expected in zip(images, drawn, strict=True):
+        assert list(image.tobytes()) == expected.flatten().tolist()
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory, empty_database: bytes) -> Any:
+    """The registered model, loaded as an application does."""
+    import mlflow
+
+    from tests.integration.registry_project import make_project
+
+    project = make_project(tmp_path_factory.mktemp("served"))
+    project.state.mkdir()
+    (project.state / "mlflow.db").write_bytes(empty_database)
+    write_model(project, 1)
+    write_score(project)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "DARKROOM_ARTIFACT_ROOT", "DARKROOM_STATE"):
+            patch.delenv(name, raising=False)
+        register(project)
+    return mlflow.pyfunc.load_model(str(artifacts(project)))
+
+
+LABELS = pd.DataFrame({"class_label": [0, 1]})
+
+
+@pytest.mark.parametrize(
+    ("data", "params", "words"),
+    [
+        (LABELS, {"guidance": 3.0}, r"unknown parameter 'guidance': expected guidance_scale, sampler, steps, seed"),
+        (LABELS, {"guidance_scale": 3.0, "stepps": 5}, "unknown parameter 'stepps'"),
+        (LABELS, {"steps": 0}, "steps = 0: expected 1 to 1000"),
+        (LABELS, {"steps": 1001}, "steps = 1001"),
+        (LABELS, {"guidance_scale": -1.0}, "guidance_scale = -1"),
+        (LABELS, {"guidance_scale": float("nan")}, "guidance_scale = nan"),
+        (LABELS, {"sampler": "euler"}, "sampler = 'euler': expected"),
+        (LABELS, {"seed": -1}, "seed = -1"),
+        (LABELS, {"steps": "many"}, "steps"),
+        (pd.DataFrame({"class_label": [3, 12]}), {}, "class label 12: expected 0 to 9"),
+        (pd.DataFrame({"class_label": [-1]}), {}, "class label -1"),
+        (pd.DataFrame({"class_label": [1, None]}), {}, "class_label"),
+        (pd.DataFrame({"class_label": [1.5]}), {}, "class_label"),
+        (pd.DataFrame({"class_label": ["three"]}), {}, "class_label"),
+        (pd.DataFrame({"label": [1]}), {}, "class_label"),
+        (pd.DataFrame({"class_label": [1], "guidance_scale": [3.0]}), {}, "unknown column 'guidance_scale'"),
+        (pd.DataFrame({"class_label": [0] * 257}), {}, "257 rows: expected at most 256"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_by_name(loaded: Any, data: Any, params: Any, words: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=words) as error:
+        loaded.predict(data, params=params)
+    assert error.value.error_code == "INVALID_PARAMETER_VALUE"
+    assert error.value.get_http_status_code() == 400
+
+
+def test_no_rows_give_no_images(loaded: Any) -> None:
+    drawn = loaded.predict(pd.DataFrame({"class_label": pd.Series([], dtype="int64")}))
+    assert list(drawn.columns) == ["png"]
+    assert len(drawn) == 0

@@ -1,0 +1,98 @@
+"""`mlflow models serve` of the champion, over HTTP."""
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from darkroom.registry.promotion import register
+from darkroom.registry.tracking import tracking_uri
+from darkroom.workspace import Workspace
+from tests.integration.registry_project import empty_database, workspace
+
+__all__ = ["empty_database", "workspace"]  # fixtures
+
+
+@pytest.fixture
+def service(workspace: Workspace, tmp_path: Path) -> Iterator[str]:
+    """The address of a server that has answered /ping."""
+    register(workspace)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"}
+    environment |= {"MLFLOW_TRACKING_URI": tracking_uri(workspace), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [str(scripts / "mlflow"), "models", "serve", "-m", "models:/digits@challenger"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", port]
+    log = tmp_path / "serve.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/ping", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(timeout=30)
+
+
+def post(address: str, body: dict[str, Any]) -> tuple[int, Any]:
+    request = urllib.request.Request(
+        f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.mark.slow
+def test_the_service_draws_pngs_and_refuses_by_name(service: str) -> None:
+    split = {"columns": ["class_label"], "data": [[3], [1], [4]]}
+    status, answer = post(service, {"dataframe_split": split, "params": {"seed": 7, "guidance_scale": 1.5}})
+    assert status == 200
+    images = [Image.open(io.BytesIO(base64.b64decode(row["png"], validate=True))) for row in answer["predictions"]]
+    assert [(image.format, image.size) for image in images] == [("PNG", (8, 8))] * 3
+    params = {"seed": 7, "guidance_scale": 1.5}
+    assert post(service, {"dataframe_split": split, "params": params})[1] == answer
+    assert post(service, {"inputs": {"class_label": [3, 1, 4]}, "params": params})[1] == answer
+
+    status, answer = post(service, {"dataframe_split": {"columns": ["class_label"], "data": [[3], [12]]}})
+    assert status == 400
+    assert "class label 12: expected 0 to 9" in answer["message"]
+    status, answer = post(service, {"dataframe_split": split, "params": {"guidance": 2}})
+    assert status == 400
+    assert "unknown parameter 'guidance': expected guidance_scale, sampler, steps, seed" in answer["message"]
+    for body in (
+        {"dataframe_split": split, "params": {"steps": "many"}},
+        {"dataframe_split": split, "params": {"steps": 5000}},
+        {"dataframe_split": {"columns": ["class_label"], "data": [[None]]}},
+        {"dataframe_split": {"columns": ["label"], "data": [[1]]}},
+        {"dataframe_split": {"columns": ["class_label"], "data": [[0]] * 257}},
+        {},
+    ):
+        status, answer = post(service, body)
+        assert status == 400, answer
