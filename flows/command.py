@@ -1,0 +1,92 @@
+"""What the flows' command lines share: checks before anything starts, one server, one exit code, one last line."""
+
+import argparse
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+
+from darkroom.errors import InputError
+from darkroom.workspace import Workspace
+from flows.dvc_stage import leash, stage_order
+
+_EXIT_CODES = {"BadInput": 2, "Interrupted": 75}
+
+
+def command(module: str, description: str, flow: Callable[[Workspace, bool], State[Any]], arguments: list[str]) -> int:
+    """Parse the command line and run `flow(workspace, force)`; print what went wrong last and return the exit code.
+
+    0 done; 1 failed; 2 bad input or parameters, found before a server starts where possible; 75 interrupted, and the
+    same command carries on.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--force", action="store_true", help="run every stage, also those that are up to date")
+    force = parser.parse_args(arguments).force
+    # Prefect logs a failed state with a traceback even where there is none.
+    logging.getLogger("prefect.task_runs").addFilter(_without_empty_traceback)
+    # Ended by SIGTERM like by Ctrl-C: stages are stopped, the server too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        workspace = Workspace.find()
+        workspace.params()
+        stage_order(workspace.root)
+        with server():
+            state = flow(workspace, force)
+    except InputError as error:
+        return _say_last(str(error), 2)
+    except KeyboardInterrupt:
+        return _say_last("Interrupted: nothing is left running; the same command carries on.", 75)
+    if state.is_completed():
+        return 0
+    return _say_last(state.message or state.name or "failed", _EXIT_CODES.get(state.name or "", 1))
+
+
+@contextlib.contextmanager
+def server() -> Iterator[None]:
+    """Start Prefect's own server, unless one is configured, so that it neither dies early nor stays behind.
+
+    Ctrl-C in a terminal reaches every process of the foreground group. The server has to survive it until the run's
+    end is recorded, so it is started from a thread that blocks SIGINT: a child inherits that.
+    """
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            get_client(sync_client=True)
+        except Exception as error:
+            errors.append(error)
+
+    starter = threading.Thread(target=start, daemon=True)
+    starter.start()
+    while starter.is_alive():
+        starter.join(0.1)
+    if errors:
+        raise errors[0]
+    with contextlib.ExitStack() as stack:
+        for child in psutil.Process().children():
+            if any("prefect.server" in word for word in child.cmdline()):
+                stack.enter_context(leash(str(child.pid), grace=5))
+        try:
+            yield
+        finally:  # that the server stops is not the last thing to read
+            logging.getLogger("prefect").setLevel(logging.WARNING)
+
+
+def _without_empty_traceback(record: logging.LogRecord) -> bool:
+    if record.exc_info == (None, None, None):
+        record.exc_info = None
+    return True
+
+
+def _say_last(message: str, code: int) -> int:
+    sys.stdout.flush()
+    print(message, file=sys.stderr)
+    return code

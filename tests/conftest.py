@@ -1,0 +1,73 @@
+"""What every test needs: an environment that is quiet, offline and its own, and one Prefect server for the session."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch, Prefect, MLflow or DVC. Nothing here may come from the project's own state.
+_SCRATCH = tempfile.TemporaryDirectory(prefix="darkroom-tests-")
+for _name in list(os.environ):
+    if _name.startswith(("AWS_", "DARKROOM_", "DVC_", "MLFLOW_", "PREFECT_")):
+        del os.environ[_name]
+os.environ.update(
+    {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "DO_NOT_TRACK": "true",
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": f"{_SCRATCH.name}/dvc-site",
+        "GIT_AUTHOR_EMAIL": "test@example.org",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@example.org",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MPLBACKEND": "Agg",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PREFECT_HOME": f"{_SCRATCH.name}/prefect",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PYTHONUNBUFFERED": "1",
+        "SHELL": "/bin/sh",
+    }
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+Path(os.environ["PREFECT_HOME"]).mkdir()
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A Prefect server with a database of its own; it takes 10 to 20 s, so there is one."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def dvc_project(tmp_path: Path) -> Callable[..., Path]:
+    """Make a Git and DVC repository with stages: `dvc_project(name=(source of its script, dvc.yaml fields), …)`."""
+
+    def make(**stages: tuple[str, dict[str, object]]) -> Path:
+        import yaml
+
+        root = tmp_path / "project"
+        root.mkdir()
+        (root / "params.yaml").write_text("{}\n")
+        definition = {}
+        for name, (source, fields) in stages.items():
+            (root / f"{name}.py").write_text(source)
+            definition[name] = {"cmd": f"python {name}.py", **fields}
+        (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": definition}, sort_keys=False))
+        subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+        subprocess.run([sys.executable, "-P", "-m", "dvc", "init", "-q"], cwd=root, check=True)
+        return root
+
+    return make

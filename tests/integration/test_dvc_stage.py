@@ -1,0 +1,213 @@
+"""The DVC adapter against real DVC projects: order, outcomes, failures, and that nothing is ever left running."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from darkroom.errors import InputError, Interrupted, StageFailed
+from flows.dvc_stage import run_stage, stage_order
+
+Project = Callable[..., Path]
+
+COPY = "open('{out}', 'w').write(open('{source}').read())"
+
+# Like a trainer: has a child, saves for a second when it is asked to stop, and says more than fits in a pipe.
+TRAINER = """
+import pathlib, signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+def stop(number, frame):
+    time.sleep(1)
+    pathlib.Path("saved").write_text("at step 7")
+    print("x" * 200_000)
+    print("train: saved at step 7")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("pids").write_text(f"{__import__('os').getpid()} {child.pid}")
+time.sleep(300)
+"""
+
+
+def copying(source: str, out: str) -> tuple[str, dict[str, object]]:
+    return COPY.format(source=source, out=out), {"deps": [source], "outs": [out]}
+
+
+def wait_for(path: Path, seconds: float = 60) -> str:
+    deadline = time.monotonic() + seconds
+    while not (path.is_file() and path.read_text()):
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_order_follows_dependencies_and_otherwise_the_file(dvc_project: Project) -> None:
+    root = dvc_project(
+        last=copying("c", "d"),
+        zeta=copying("a", "c"),
+        alpha=copying("a", "b"),
+        first=("open('a', 'w').write('1')", {"outs": ["a"]}),
+    )
+    assert stage_order(root) == ["first", "zeta", "alpha", "last"]
+
+
+def test_order_and_names_do_not_depend_on_the_working_directory(
+    dvc_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = dvc_project(first=("", {"outs": ["a"]}), second=copying("a", "b"))
+    monkeypatch.chdir(tmp_path)
+    assert stage_order(root) == ["first", "second"]
+
+
+def test_a_pipeline_that_dvc_cannot_read_is_bad_input_in_one_line(dvc_project: Project) -> None:
+    root = dvc_project(first=("", {"outs": ["same"]}), second=("", {"outs": ["same"]}))
+    with pytest.raises(InputError, match="same") as caught:
+        stage_order(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_outcomes_are_told_apart(dvc_project: Project) -> None:
+    root = dvc_project(copier=copying("a", "b"))
+    outcomes = []
+    for content in ("one", "one", "two", "one"):
+        (root / "a").write_text(content)
+        outcomes.append(run_stage(root, "copier").name)
+        assert (root / "b").read_text() == content
+    assert outcomes == ["Ran", "Cached", "Ran", "Restored"]
+    assert run_stage(root, "copier", force=True).name == "Ran"
+
+
+def test_only_the_named_stage_runs_with_this_interpreter(
+    dvc_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impostor = tmp_path / "bin" / "python"
+    impostor.parent.mkdir()
+    impostor.write_text("#!/bin/sh\nexit 9\n")
+    impostor.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{impostor.parent}{os.pathsep}{os.environ['PATH']}")
+    root = dvc_project(
+        first=("import sys; open('a', 'w').write(sys.executable)", {"outs": ["a"]}), second=copying("a", "b")
+    )
+    run_stage(root, "first")
+    assert (root / "a").read_text() == sys.executable
+    assert not (root / "b").exists()
+
+
+def test_output_arrives_line_by_line_and_a_progress_bar_as_its_last_state(dvc_project: Project) -> None:
+    source = "import sys; sys.stdout.write('10%\\r\\x1b[K55%\\r\\x1b[K100%\\nsecond\\n'); open('a', 'w').write('1')"
+    root = dvc_project(bar=(source, {"outs": ["a"]}))
+    lines: list[str] = []
+    run_stage(root, "bar", log=lines.append)
+    start = lines.index("> python bar.py")
+    assert lines[start + 1 : start + 3] == ["100%", "second"]
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        (
+            "import sys; print('bad: params.yaml: x = 1: want 2'); sys.exit(2)",
+            InputError,
+            "bad: params.yaml: x = 1",
+        ),
+        ("import sys; print('bad: saved at step 5'); sys.exit(75)", Interrupted, "bad: saved at step 5"),
+        ("import sys; print('bad: accuracy 0.5: expected 0.97'); sys.exit(1)", StageFailed, "bad: accuracy 0.5"),
+        ("1 / 0", StageFailed, r"bad failed \(exit code 1\): ZeroDivisionError: division by zero"),
+        ("import os; os.kill(os.getpid(), 9)", StageFailed, r"bad failed \(killed by SIGKILL\)"),
+        ("pass", StageFailed, "output 'out' does not exist"),
+    ],
+)
+def test_a_failure_says_what_the_stage_said(
+    dvc_project: Project, source: str, error: type[Exception], message: str
+) -> None:
+    root = dvc_project(bad=(source, {"outs": ["out"]}))
+    with pytest.raises(error, match=message) as caught:
+        run_stage(root, "bad")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_interruption_lets_the_stage_save_and_leaves_no_process(dvc_project: Project) -> None:
+    root = dvc_project(train=(TRAINER, {"outs": ["model"]}))
+
+    def interrupt() -> None:
+        wait_for(root / "pids")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    lines: list[str] = []
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(root, "train", log=lines.append)
+    assert (root / "saved").read_text() == "at step 7"
+    assert "train: saved at step 7" in lines
+    assert [pid for pid in map(int, (root / "pids").read_text().split()) if running(pid)] == []
+
+
+def test_a_stage_that_does_not_stop_is_killed_after_the_grace_period(dvc_project: Project) -> None:
+    deaf = TRAINER.replace("signal.signal(signal.SIGTERM, stop)", "signal.signal(signal.SIGTERM, signal.SIG_IGN)")
+    root = dvc_project(train=(deaf, {"outs": ["model"]}))
+
+    def interrupt() -> None:
+        wait_for(root / "pids")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(root, "train", grace=1)
+    assert [pid for pid in map(int, (root / "pids").read_text().split()) if running(pid)] == []
+
+
+def test_when_dvc_alone_is_killed_the_trainer_does_not_live_on(dvc_project: Project) -> None:
+    root = dvc_project(train=(TRAINER, {"outs": ["model"]}))
+
+    def kill_dvc() -> None:
+        trainer = psutil.Process(int(wait_for(root / "pids").split()[0]))
+        next(parent for parent in trainer.parents() if "dvc" in " ".join(parent.cmdline())).kill()
+
+    threading.Thread(target=kill_dvc).start()
+    with pytest.raises(StageFailed, match="DVC ended with -9"):
+        run_stage(root, "train")
+    assert (root / "saved").is_file()
+    assert [pid for pid in map(int, (root / "pids").read_text().split()) if running(pid)] == []
+
+
+def test_kill_9_of_the_flow_takes_the_stage_along(dvc_project: Project) -> None:
+    root = dvc_project(train=(TRAINER, {"outs": ["model"]}))
+    code = f"import pathlib; from flows.dvc_stage import run_stage; run_stage(pathlib.Path({str(root)!r}), 'train')"
+    flow = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    pids = [int(pid) for pid in wait_for(root / "pids").split()]
+    flow.kill()
+    flow.wait()
+    assert wait_for(root / "saved") == "at step 7"
+    deadline = time.monotonic() + 20
+    while any(map(running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [pid for pid in pids if running(pid)] == []
+
+
+def test_a_second_run_waits_for_the_first_instead_of_failing(dvc_project: Project) -> None:
+    slow = "import time; time.sleep(3); open('a', 'w').write('1')"
+    root = dvc_project(slow=(slow, {"outs": ["a"], "deps": ["slow.py"]}))
+    outcomes: list[str] = []
+
+    def run() -> None:
+        outcomes.append(run_stage(root, "slow").name)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["Cached", "Ran"]
