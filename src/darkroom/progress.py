@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 EVERY_SECONDS = 5.0
@@ -61,7 +61,8 @@ def _lines(description: str, total: int, unit: str) -> Advance:
         left = ""
         if first < done < total:
             left = f", {_duration((now - started) / (done - first) * (total - done))} left"
-        print(f"{description}: {done}/{total} {unit}{left}{'  ' + note if note else ''}", flush=True)
+        with suppress(BrokenPipeError):  # whoever read this is gone; the work, which may be about to save, is not
+            print(f"{description}: {done}/{total} {unit}{left}{'  ' + note if note else ''}", flush=True)
 
     return advance
 

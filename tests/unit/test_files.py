@@ -9,11 +9,16 @@ from darkroom.files import digest_file, digest_json, digest_tree, replacing, wri
 def test_a_failed_write_leaves_the_old_content_and_no_temporary_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"b": 1, "a": 2})
-    with pytest.raises(RuntimeError, match="disk"), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("disk")
+
+    def fail_half_way():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail_half_way()
     assert path.read_text() == '{\n  "a": 2,\n  "b": 1\n}\n'
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_written_files_have_the_permissions_of_the_umask(tmp_path):
@@ -28,7 +33,7 @@ def test_written_files_have_the_permissions_of_the_umask(tmp_path):
 def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"fid": float("nan")})
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_digests_are_sha256_of_the_content(tmp_path):

@@ -32,7 +32,11 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
         ("ema_decay", "ema_deacy", 'params.yaml: train.ema_deacy = 0.995: unknown key; did you mean "ema_decay"?'),
         ("^sample:", "smaple:", 'params.yaml: smaple: unknown key; did you mean "sample"?'),
         ("image_size: .*", "", "params.yaml: data.image_size: missing; expected a whole number"),
-        ("(?s)(train:.*?)batch_size: 128", r"\1batch_size: 0", "params.yaml: train.batch_size = 0: expected at least 1"),
+        (
+            "(?s)(train:.*?)batch_size: 128",
+            r"\1batch_size: 0",
+            "params.yaml: train.batch_size = 0: expected at least 1",
+        ),
         ("horizontal_flip: false", "horizontal_flip: 0", "train.horizontal_flip = 0: expected true or false"),
         ("test_fraction: 0.2", "test_fraction: lots", "data.test_fraction = 'lots': expected a number"),
         ("ema_decay: .*", "ema_decay: 1.5", "train.ema_decay = 1.5: expected less than 1"),
@@ -48,7 +52,11 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
         ("image_size: 8 ", "image_size: 9 ", "expected data.image_size = 9 to be a multiple of 2"),
         ("label_dropout: .*", "label_dropout: 0.0", "guidance needs the null class that label dropping trains"),
         ("num_classes: 10", "num_classes: 12", 'data.num_classes = 12: source "digits" has 10 labels: expected 10'),
-        ("num_timesteps: 1000", "num_timesteps: 10", "sample.steps = 20: expected at most train.schedule.num_timesteps"),
+        (
+            "num_timesteps: 1000",
+            "num_timesteps: 10",
+            "sample.steps = 20: expected at most train.schedule.num_timesteps",
+        ),
         ("num_images: 1797", "num_images: 9", "sample.num_images = 9: expected at least one image per class"),
         ("kid_subset_size: .*", "kid_subset_size: 5000", "expected less than sample.num_images = 1797"),
         ("name: digits", "name: a/b", "registry.name = 'a/b': expected letters, digits"),
@@ -86,6 +94,7 @@ def test_a_missing_file_is_named(tmp_path):
 @given(st.floats(min_value=1e-8, max_value=0.5))
 def test_every_spelling_of_a_float_is_a_float(tmp_path_factory, value):
     for spelling in (repr(value), f"{value:e}", f"{value:.12f}1", f"{value:.0e}".replace("e-0", "e-")):
-        params = load(tmp_path_factory.mktemp("p"), r"(?s)^(train:.*?)learning_rate: \S+", rf"\1learning_rate: {spelling}")
+        params = load(
+            tmp_path_factory.mktemp("p"), r"(?s)^(train:.*?)learning_rate: \S+", rf"\1learning_rate: {spelling}"
+        )
         assert params.train.learning_rate == float(spelling)
-

@@ -33,9 +33,7 @@ def test_a_samples_numbers_do_not_depend_on_its_neighbours():
 
 def test_a_larger_shape_begins_with_the_numbers_of_a_smaller_one():
     index = torch.arange(3)
-    assert torch.equal(
-        random_words(1, Purpose.FLIP, index, 4), random_words(1, Purpose.FLIP, index, 9)[:, :4]
-    )
+    assert torch.equal(random_words(1, Purpose.FLIP, index, 4), random_words(1, Purpose.FLIP, index, 9)[:, :4])
 
 
 @pytest.mark.parametrize(

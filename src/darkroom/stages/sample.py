@@ -3,8 +3,8 @@
 from darkroom.device import choose_device
 from darkroom.diffusion.model import DiffusionModel
 from darkroom.errors import StageFailed
-from darkroom.evaluation.grid import labelled_grid
 from darkroom.evaluation.drawing import draw_samples, is_finite
+from darkroom.evaluation.grid import labelled_grid
 from darkroom.progress import progress
 from darkroom.stages.runner import main
 from darkroom.workspace import Workspace

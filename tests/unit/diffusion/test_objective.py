@@ -9,7 +9,10 @@ from darkroom.diffusion.schedules import cosine, linear
 
 def test_noising_has_the_mean_and_variance_of_the_closed_form():
     schedule = linear(1000)
-    x_0, eps = torch.full((20_000, 1, 1, 1), 0.5), torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    x_0, eps = (
+        torch.full((20_000, 1, 1, 1), 0.5),
+        torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(0)),
+    )
     for t in (0, 200, 999):
         a = float(schedule.alpha_bar[t])
         x_t = add_noise(x_0, eps, schedule.alpha_bar, torch.full((20_000,), t))

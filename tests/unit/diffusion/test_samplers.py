@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import diffusers
 import pytest
@@ -83,9 +84,7 @@ def test_ddpm_agrees_with_diffusers(make, steps, tolerance, monkeypatch):
     scheduler.set_timesteps(steps)
     draws = {step: noise(100 + step) for step in range(steps)}
     handed_out = iter(range(steps))
-    monkeypatch.setattr(
-        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: draws[next(handed_out)]
-    )
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: draws[next(handed_out)])
     ours = ddpm(exact(schedule), x, schedule, timesteps, lambda step, _: draws[step], clip=False)
     assert rms(ours - run_theirs(scheduler, schedule, x, timesteps)) < tolerance
 
@@ -156,7 +155,7 @@ def test_few_steps_on_the_cosine_schedule_start_before_the_blow_up():
         timesteps = spaced_timesteps(schedule, steps)
         assert timesteps[0] == 995
         assert len(timesteps) == steps
-        assert all(a > b for a, b in zip(timesteps, timesteps[1:], strict=False))
+        assert all(a > b for a, b in pairwise(timesteps))
         assert timesteps[-1] >= 0
 
 

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_a_resume_after_kill_9_is_bitwise_equal(tmp_path):
         "small_training(Path(sys.argv[1]), save_every=0.0, cheap=True,"
         " on_tick=lambda tick: os.kill(os.getpid(), signal.SIGKILL) if tick.step == 9 else None)"
     )
-    killed = subprocess.run([sys.executable, "-c", script, tmp_path / "b"], check=False, cwd=os.getcwd())
+    killed = subprocess.run([sys.executable, "-c", script, tmp_path / "b"], check=False, cwd=Path.cwd())
     assert killed.returncode == -signal.SIGKILL
     steps: list[int] = []
     whole = small_training(tmp_path / "a")
@@ -126,7 +127,10 @@ def test_a_second_trainer_is_refused_by_the_process_number_of_the_first(tmp_path
             capture_output=True,
             text=True,
         )
-        with pytest.raises(StageFailed, match=f"process {os.getpid()} is already training"), checkpoints.locked(tmp_path):
+        with (
+            pytest.raises(StageFailed, match=f"process {os.getpid()} is already training"),
+            checkpoints.locked(tmp_path),
+        ):
             pass
     assert f"process {os.getpid()} is already training this model" in second.stderr
     with checkpoints.locked(tmp_path):
