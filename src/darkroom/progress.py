@@ -47,20 +47,19 @@ def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
 
 
 def _lines(description: str, total: int, unit: str) -> Advance:
-    started, first = time.monotonic(), -1
-    printed = started - EVERY_SECONDS
+    first: tuple[float, int] | None = None  # when the first word came, and how far the work was then
+    printed = -EVERY_SECONDS
 
     def advance(done: int, note: str = "") -> None:
         nonlocal printed, first
         now = time.monotonic()
-        if first < 0:
-            first = done
+        first = first or (now, done)
         if done < total and now - printed < EVERY_SECONDS:
             return
         printed = now
         left = ""
-        if first < done < total:
-            left = f", {_duration((now - started) / (done - first) * (total - done))} left"
+        if first[1] < done < total:
+            left = f", {_duration((now - first[0]) / (done - first[1]) * (total - done))} left"
         with suppress(BrokenPipeError):  # whoever read this is gone; the work, which may be about to save, is not
             print(f"{description}: {done}/{total} {unit}{left}{'  ' + note if note else ''}", flush=True)
 

@@ -18,7 +18,7 @@ def test_a_log_gets_a_line_every_few_seconds_with_the_time_left(clock, capsys):
             advance(step, f"loss {1 / step:.2f}")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "training: 1/100 steps  loss 1.00"
-    assert lines[1] == "training: 6/100 steps, 1 min 53 s left  loss 0.17"
+    assert lines[1] == "training: 6/100 steps, 1 min 34 s left  loss 0.17"
     assert lines[-1] == "training: 100/100 steps  loss 0.01"
     assert len(lines) == 1 + 19 + 1
 
