@@ -1,6 +1,7 @@
 """What every test needs: an environment that is quiet, offline and its own, and one Prefect server for the session."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,9 @@ os.environ.update(
         "SHELL": "/bin/sh",
     }
 )
+# A shell starts background jobs with SIGINT ignored, and children inherit that; the tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 Path(os.environ["PREFECT_HOME"]).mkdir()
 
