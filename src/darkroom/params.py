@@ -104,9 +104,6 @@ class UNetParams(Group):
             if width % self.norm_groups:
                 allowed = f"every entry a multiple of norm_groups = {self.norm_groups}; {width} is not"
                 raise _refuse("channels", self.channels, f"expected {allowed}")
-            if width % self.head_channels and self.attention_resolutions:
-                allowed = f"every entry a multiple of head_channels = {self.head_channels}; {width} is not"
-                raise _refuse("channels", self.channels, f"expected {allowed}")
         return self
 
     def check_resolution(self, image_size: int) -> None:
@@ -127,6 +124,12 @@ class UNetParams(Group):
                     self.attention_resolutions,
                     f"resolution {resolution} does not occur: expected some of {resolutions}",
                 )
+        pairs = zip(self.channels, resolutions, strict=True)
+        attended = [width for width, resolution in pairs if resolution in self.attention_resolutions]
+        for width in [*attended, self.channels[-1]]:  # the middle of the network attends too
+            if width % self.head_channels:
+                allowed = f"expected a divisor of {width}, the channels of a level that attends (the lowest one does)"
+                raise _refuse("head_channels", self.head_channels, allowed)
 
 
 class ScheduleParams(Group):
@@ -134,6 +137,13 @@ class ScheduleParams(Group):
 
     name: Literal["linear", "cosine"]
     num_timesteps: Annotated[int, Field(ge=2, le=10_000)]
+
+    @model_validator(mode="after")
+    def _noise_stays_below_one(self) -> Self:
+        if self.name == "linear" and self.num_timesteps <= 20:
+            allowed = "the linear schedule, scaled by 1000/T, reaches beta = 1 at T = 20: expected more than 20"
+            raise _refuse("num_timesteps", self.num_timesteps, allowed)
+        return self
 
 
 class TrainParams(Group):

@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     REFERENCE_ORDER = 9
     SCALE_NOISE = 10
     REFERENCE_SHIFT = 11
+    DROPOUT = 12
 
 
 def _philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -69,8 +69,11 @@ class Workspace:
 
     @property
     def state(self) -> Path:
-        """Local state that neither git nor DVC tracks: checkpoints, MLflow's and Prefect's databases."""
-        return Path(os.environ.get("DARKROOM_STATE", self.root / ".darkroom")).absolute()
+        """Local state that neither git nor DVC tracks: checkpoints, MLflow's and Prefect's databases.
+
+        `DARKROOM_STATE` moves it; a relative value is relative to the project, wherever a command is started.
+        """
+        return self.root / (os.environ.get("DARKROOM_STATE") or ".darkroom")
 
     @property
     def checkpoints(self) -> Path:

@@ -33,6 +33,7 @@ def make_project(root: Path) -> Workspace:
     content["train"]["learning_rate"] = 2e-3
     content["reference"] |= {"channels": [8], "features": 8, "learning_rate": 2e-3}
     content["sample"] |= {"steps": 3, "num_images": 20}
+    content["registry"]["gate"] |= {"max_fid": 0.8, "max_fid_increase": 0.1}
     content["evaluate"] |= {"kid_subsets": 2, "kid_subset_size": 5}
     write_text(root / "params.yaml", yaml.safe_dump(content))
     write_text(root / "dvc.yaml", "stages: {}\n")
@@ -88,7 +89,14 @@ def score_record(
     weights: str = "w" * 64, fid: float = 0.5, accuracy: float = 0.97, guided_accuracy: float = 0.995, **protocol: Any
 ) -> ScoreRecord:
     """A record with chosen figures."""
-    fields = {"extractor": "e" * 64, "reference": "r" * 64, "num_images": 20, "sampler": "dpmpp_2m", "steps": 3}
+    fields = {
+        "code": "c" * 64,
+        "extractor": "e" * 64,
+        "reference": "r" * 64,
+        "num_images": 20,
+        "sampler": "dpmpp_2m",
+        "steps": 3,
+    }
     fields |= {"guidance_scale": 2.0, "seed": 0, "precision": "fp32", "kid_subsets": 2, "kid_subset_size": 5}
     measured = Protocol.model_validate(fields | protocol)
 

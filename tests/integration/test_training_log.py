@@ -38,7 +38,7 @@ def test_a_resumed_training_continues_its_run_and_no_point_is_there_twice(worksp
     assert run.info.status == "FINISHED"
     assert run.data.tags["darkroom.fingerprint"] == "a" * 64
     assert run.data.tags["darkroom.data"] == "d"
-    assert run.data.params["train.model.channels"] == "[64, 128]"
+    assert run.data.params["train.model.channels"] == str(PARAMS.train.model.channels)
     assert run.data.params["data.source"] == "digits"
     history = client.get_metric_history(run.info.run_id, "loss")
     assert sorted((point.step, point.value) for point in history) == [(s, 1 / (1 + s)) for s in range(1200)]

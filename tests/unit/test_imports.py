@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from darkroom.evaluation.score import CODE as MEASURED
+from darkroom.training.fingerprint import CODE as FINGERPRINTED
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "darkroom"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -111,14 +114,33 @@ for name in {core!r}:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES))
-def test_stages_declare_the_code_they_run(stage):
+def closure(stage: str) -> set[str]:
+    """Every module that a stage runs and that shapes what it writes."""
     known, todo, reached = modules(), [f"stages.{stage}"], set()
     while todo:
         name = todo.pop()
         if name not in reached and name not in LOOK_ON:
             reached.add(name)
             todo += own(known[name])
+    return reached
+
+
+def test_the_fingerprint_covers_the_code_that_train_declares():
+    declared = {d.removeprefix("src/darkroom/") for d in STAGES["train"]["deps"] if d.startswith("src/")}
+    assert declared - {"stages/train.py"} == set(FINGERPRINTED)
+
+
+def test_the_protocol_covers_the_code_that_draws_and_measures():
+    stored = {"evaluation.protocol", "evaluation.reference", "evaluation.samples", "evaluation.grid"}
+    packages = {name for name in modules() if modules()[name].name == "__init__.py"}
+    shaping = (closure("sample") | closure("evaluate")) - stored - packages - {"stages.sample", "stages.evaluate"}
+    covered = {name for name in modules() for part in MEASURED if modules()[name].is_relative_to(SOURCE / part)}
+    assert shaping - covered == {"diffusion.objective"}  # the type of a network alone
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_stages_declare_the_code_they_run(stage):
+    known, reached = modules(), closure(stage)
     declared = [ROOT / dependency for dependency in STAGES[stage]["deps"] if dependency.startswith("src/")]
     for name in reached:
         path = known[name]

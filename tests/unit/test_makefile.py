@@ -1,5 +1,6 @@
 """The Makefile explains itself, and the container's build finds what it copies."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def make(directory: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["make", *arguments], cwd=directory, capture_output=True, text=True)
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # `make test` would make this a sub-make, which says where it is
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    return subprocess.run(["make", *arguments], cwd=directory, env=environment, capture_output=True, text=True)
 
 
 def test_make_alone_lists_every_target_with_a_line_of_help_and_there_are_at_most_ten() -> None:

@@ -48,7 +48,17 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
             "train.model.attention_resolutions = [16]: resolution 16 does not occur: expected some of [8, 4]",
         ),
         ("norm_groups: .*", "norm_groups: 5", "expected every entry a multiple of norm_groups = 5"),
-        ("head_channels: .*", "head_channels: 36", "expected every entry a multiple of head_channels = 36"),
+        ("head_channels: .*", "head_channels: 36", "train.model.head_channels = 36: expected a divisor of 96"),
+        (
+            "(?s)attention_resolutions: .*?head_channels: 16",
+            "attention_resolutions: []\n    head_channels: 100",
+            "train.model.head_channels = 100: expected a divisor of 96",
+        ),
+        (
+            "name: cosine.*\n    num_timesteps: 1000",
+            "name: linear\n    num_timesteps: 20",
+            "num_timesteps = 20: the linear",
+        ),
         ("image_size: 8 ", "image_size: 9 ", "expected data.image_size = 9 to be a multiple of 2"),
         ("label_dropout: .*", "label_dropout: 0.0", "guidance needs the null class that label dropping trains"),
         ("num_classes: 10", "num_classes: 12", 'data.num_classes = 12: source "digits" has 10 labels: expected 10'),

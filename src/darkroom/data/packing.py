@@ -1,15 +1,10 @@
 """Packs a source's images into arrays that can be memory-mapped; the result appears whole or not at all."""
 
-import fcntl
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +18,7 @@ from darkroom.data.manifest import Row, make_row, write_manifest
 from darkroom.data.sources import Source
 from darkroom.data.splitting import held_out
 from darkroom.errors import InputError
-from darkroom.files import digest_json, sync_directory, write_json
+from darkroom.files import digest_json, replacing_directory, write_json
 from darkroom.params import DataParams
 
 log = logging.getLogger(__name__)
@@ -125,50 +120,3 @@ def _write_images(path: Path, spooled: NDArray[np.uint8], chosen: NDArray[np.int
 def _write_labels(path: Path, labels: NDArray[np.int64]) -> str:
     np.save(path, labels, allow_pickle=False)
     return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
-
-
-@contextmanager
-def replacing_directory(path: Path) -> Iterator[Path]:
-    """Give an empty directory beside `path`; on success sync its files and put it in `path`'s place.
-
-    On any error, Ctrl-C included, it is removed and `path` is what it was. What a killed process left is removed by the
-    next: a directory in use is locked by its process.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}."
-    for stale in path.parent.glob(f"{prefix}*.tmp"):
-        _remove_if_unused(stale)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
-    lock = os.open(temporary, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        new, old = temporary / "new", temporary / "old"
-        new.mkdir()  # with the permissions that the umask grants; mkdtemp's own are private
-        yield new
-        for file in new.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        sync_directory(new)
-        try:
-            if path.exists():
-                path.rename(old)
-            new.rename(path)
-        except BaseException:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            raise
-        sync_directory(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
-
-
-def _remove_if_unused(directory: Path) -> None:
-    lock = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(directory, ignore_errors=True)
-    except BlockingIOError:
-        log.info("%s: in use by another process", directory)
-    finally:
-        os.close(lock)

@@ -93,7 +93,8 @@ def _list(client: "S3Client", uri: str, bucket: str, prefix: str) -> list[Remote
             path = entry["Key"].removeprefix(start)
             if path.lower().endswith(SUFFIXES):
                 _refuse_escape(uri, entry["Key"], path)
-                remotes.append(Remote(path, entry["Key"], entry["Size"], entry["ETag"].strip('"')))
+                if not any(part.startswith(".") for part in path.split("/")):
+                    remotes.append(Remote(path, entry["Key"], entry["Size"], entry["ETag"].strip('"')))
     if not remotes:
         raise InputError(f"{uri}: no images below this prefix ({', '.join(SUFFIXES)})")
     remotes.sort(key=lambda remote: remote.path)

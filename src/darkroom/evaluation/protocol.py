@@ -17,6 +17,7 @@ class _Record(BaseModel):
 class Protocol(_Record):
     """Under what a score was measured. Every field is part of the digest."""
 
+    code: str  # digest of what draws and measures
     extractor: str  # sha256 of the classifier's weights
     reference: str  # sha256 of the real images' features
     num_images: int

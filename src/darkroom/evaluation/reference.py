@@ -1,5 +1,6 @@
 """The real images under an extractor: their features, the floor, and a scale that gives a distance a meaning."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from darkroom.errors import InputError
 from darkroom.evaluation.distances import ReferenceDistance
-from darkroom.evaluation.features import Extractor, scale
+from darkroom.evaluation.features import BATCH, Extractor, scale
 from darkroom.files import digest_file, read_json, replacing, write_json
 from darkroom.randomness import Purpose, normal, uniform
 
@@ -90,18 +91,27 @@ def write_reference(
 
 
 def _scale(distance: ReferenceDistance, extractor: Extractor, images: Tensor, labels: Tensor, seed: int) -> Scale:
-    index, shape = torch.arange(len(images)), tuple(images.shape[1:])
-    eps = normal(seed, Purpose.SCALE_NOISE, index, shape)
-    means = torch.stack([images[labels == label].double().mean(0) for label in range(int(labels.max()) + 1)])
+    shape = tuple(images.shape[1:])
+    means = torch.zeros((int(labels.max()) + 1, *shape), dtype=torch.uint8)
+    for label in torch.unique(labels).tolist():
+        means[label] = images[labels == label].float().mean(0).round().to(torch.uint8)
+
+    def fid(make: Callable[[Tensor], Tensor]) -> float:
+        """FID of uint8 images that `make` gives for numbers of reference images (n,), a batch at a time."""
+        batches = torch.split(torch.arange(len(images)), BATCH)
+        return distance.fid(torch.cat([extractor(make(index)) for index in batches]))
 
     def with_noise(sd: float) -> float:
-        noisy = ((scale(images) + sd * eps + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return distance.fid(extractor(noisy))
+        def noisy(index: Tensor) -> Tensor:
+            x = scale(images[index]) + sd * normal(seed, Purpose.SCALE_NOISE, index, shape)
+            return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+        return fid(noisy)
 
     return Scale(
         noise_0_1=with_noise(0.1),
         noise_0_2=with_noise(0.2),
         noise_0_4=with_noise(0.4),
-        class_means=distance.fid(extractor(means[labels].round().to(torch.uint8))),
-        pure_noise=distance.fid(extractor((uniform(seed, Purpose.SCALE_NOISE, index, shape, 1) * 256).to(torch.uint8))),
+        class_means=fid(lambda index: means[labels[index]]),
+        pure_noise=fid(lambda index: (uniform(seed, Purpose.SCALE_NOISE, index, shape, 1) * 256).to(torch.uint8)),
     )

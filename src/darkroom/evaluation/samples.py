@@ -1,6 +1,5 @@
 """The evaluation images of a model as they are stored: packed, with what they were drawn from."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from darkroom.errors import InputError
-from darkroom.files import read_json, write_bytes, write_json
+from darkroom.files import read_json, replacing_directory, write_json
 from darkroom.params import SampleParams
 
 
@@ -26,13 +25,12 @@ class SampleSet:
     finite: bool  # all of its weights
 
     def write(self, directory: Path) -> None:
-        """Write the arrays as .npy and, last, `samples.json`."""
-        for name in ("unguided", "guided", "labels"):
-            buffer = io.BytesIO()
-            np.save(buffer, getattr(self, name).numpy(), allow_pickle=False)
-            write_bytes(directory / f"{name}.npy", buffer.getvalue())
+        """Put the arrays as .npy and `samples.json` in the place of `directory`, all or none."""
         record = {"params": self.params.model_dump(), "weights_digest": self.weights_digest, "finite": self.finite}
-        write_json(directory / "samples.json", record)
+        with replacing_directory(directory) as new:
+            for name in ("unguided", "guided", "labels"):
+                np.save(new / f"{name}.npy", getattr(self, name).numpy(), allow_pickle=False)
+            write_json(new / "samples.json", record)
 
     @classmethod
     def read(cls, directory: Path) -> Self:

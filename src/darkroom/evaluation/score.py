@@ -9,7 +9,23 @@ from darkroom.evaluation.features import Extractor
 from darkroom.evaluation.protocol import Protocol, RealScore, ScoreRecord, SetScore
 from darkroom.evaluation.reference import Reference
 from darkroom.evaluation.samples import SampleSet
+from darkroom.files import digest_tree
 from darkroom.params import EvaluateParams
+
+# What a score depends on beside parameters, weights and reference.
+_PACKAGE = Path(__file__).resolve().parents[1]
+CODE = (
+    "diffusion/guidance.py",
+    "diffusion/model.py",
+    "diffusion/samplers.py",
+    "diffusion/schedules.py",
+    "evaluation/distances.py",
+    "evaluation/drawing.py",
+    "evaluation/features.py",
+    "evaluation/score.py",
+    "nets",
+    "randomness.py",
+)
 
 
 def score_samples(samples: SampleSet, extractor_dir: Path, evaluate: EvaluateParams) -> ScoreRecord:
@@ -33,6 +49,7 @@ def score_samples(samples: SampleSet, extractor_dir: Path, evaluate: EvaluatePar
         )
 
     protocol = Protocol(
+        code=digest_tree(_PACKAGE, [_PACKAGE / part for part in CODE]),
         extractor=extractor.card.weights_digest,
         reference=reference.statistics.features_digest,
         num_images=len(samples.labels),

@@ -1,7 +1,10 @@
 """The registered model as files: code, safetensors and JSON, with a signature and exact requirements. No pickle."""
 
+import contextlib
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +57,7 @@ def log_package(run_id: str, models: Path, card: ModelCard, sample: SampleParams
         weights.mkdir()
         for name in (WEIGHTS_FILE, CARD_FILE):
             shutil.copyfile(models / name, weights / name)
-        with mlflow.start_run(run_id=run_id):
+        with _without_bytecode(), mlflow.start_run(run_id=run_id):
             return mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(source / "serving" / "entry.py"),
@@ -66,3 +69,13 @@ def log_package(run_id: str, models: Path, card: ModelCard, sample: SampleParams
                 tags=tags,
                 metadata={"classes": card.classes, "weights_digest": card.weights_digest},
             )
+
+
+@contextlib.contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """MLflow imports the entry file where it lies in the package; this Python's cache must not become part of it."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before

@@ -32,12 +32,11 @@ def run(workspace: Workspace) -> None:
 
 
 def _warn_if_unwatched(source: str, workspace: Workspace) -> None:
-    """DVC compares data/raw; a folder elsewhere may change without prepare running again."""
-    if source == "digits" or "://" in source:
+    """DVC compares data/raw; a bucket or a folder elsewhere may change without prepare running again."""
+    inside = (workspace.root / source).resolve().is_relative_to(workspace.raw.resolve())
+    if source == "digits" or (inside and "://" not in source):
         return
-    folder = (workspace.root / source).resolve()
-    if not folder.is_relative_to(workspace.raw.resolve()):
-        log.warning("%s is outside data/raw: after a change there, run `dvc repro --force prepare`", folder)
+    log.warning("%s is outside data/raw: after a change there, run `dvc repro --force prepare`", source)
 
 
 if __name__ == "__main__":

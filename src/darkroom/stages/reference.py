@@ -6,6 +6,7 @@ from torch import Tensor
 from darkroom.data.dataset import load_info, load_split
 from darkroom.evaluation.fitting import fit_extractor
 from darkroom.evaluation.reference import write_reference
+from darkroom.files import replacing_directory
 from darkroom.progress import progress
 from darkroom.stages.runner import main
 from darkroom.workspace import Workspace
@@ -20,9 +21,10 @@ def run(workspace: Workspace) -> None:
         return torch.tensor(packed.images), torch.tensor(packed.labels)
 
     train, held_out = split("train"), split("test")
-    with progress("reference classifier", params.steps, "steps") as advance:
-        extractor = fit_extractor(workspace.extractor, train, held_out, info.classes, info.digest, params, advance)
-    found = write_reference(workspace.extractor, extractor, train, held_out, params.seed)
+    with replacing_directory(workspace.extractor) as new:
+        with progress("reference classifier", params.steps, "steps") as advance:
+            extractor = fit_extractor(new, train, held_out, info.classes, info.digest, params, advance)
+        found = write_reference(new, extractor, train, held_out, params.seed)
     print(
         f"held-out accuracy {extractor.card.held_out_accuracy:.4f}; floor: FID {found.floor_fid:.3f}"
         f" of {found.floor_num_images} held-out images against {found.num_images}"

@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 
 from darkroom.data.dataset import DatasetInfo, load_info, load_split
 from darkroom.device import choose_device
-from darkroom.diffusion.model import CARD_FILE, WEIGHTS_FILE, ModelCard, build_unet
-from darkroom.diffusion.schedules import make_schedule
+from darkroom.diffusion.model import CARD_FILE, WEIGHTS_FILE, ModelCard
 from darkroom.errors import Interrupted
 from darkroom.files import digest_file, replacing, write_json, write_text
 from darkroom.params import Params
@@ -20,10 +19,10 @@ from darkroom.progress import progress
 from darkroom.registry.runs import TrainingLog
 from darkroom.stages.runner import main
 from darkroom.training import checkpoints
-from darkroom.training.batches import BatchSource, DataOrder
 from darkroom.training.fingerprint import training_fingerprint
 from darkroom.training.history import History
 from darkroom.training.loop import Tick, Trained, train
+from darkroom.training.setup import set_up
 from darkroom.workspace import Workspace
 
 
@@ -57,18 +56,7 @@ def _train(
     log: TrainingLog,
 ) -> tuple[Trained, History]:
     settings, data = params.train, load_split(workspace.prepared, "train")
-    torch.manual_seed(settings.seed)
-    network = build_unet(settings.model, info.image_size, info.channels, len(info.classes), settings.label_dropout)
-    batches = BatchSource(
-        images=torch.tensor(data.images, device=device),
-        labels=torch.tensor(data.labels, device=device),
-        alpha_bar=make_schedule(settings.schedule.name, settings.schedule.num_timesteps).alpha_bar.to(device),
-        order=DataOrder(settings.seed, len(data.labels)),
-        seed=settings.seed,
-        label_dropout=settings.label_dropout,
-        null_class=len(info.classes),
-        horizontal_flip=settings.horizontal_flip,
-    )
+    network, batches = set_up(settings, info, data, device)
     history = History(directory / "history.jsonl")
     with progress("training", settings.steps, "steps") as advance:
 
@@ -82,7 +70,7 @@ def _train(
             print(f"resuming at step {step} of {settings.steps} (fingerprint {fingerprint[:12]})", flush=True)
 
         trained = train(
-            network.to(device),
+            network,
             batches,
             settings,
             directory,

@@ -45,17 +45,28 @@ def locked(directory: Path) -> Iterator[None]:
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
+        for left_by_a_kill in directory.glob(".*.tmp"):
+            left_by_a_kill.unlink()
         yield
 
 
 def save(directory: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
-    """Write a checkpoint, then remove all but the newest `KEEP`. On a full disk the older ones stay as they are."""
+    """Write a checkpoint, then remove all but it and the `KEEP` - 1 before it. On a full disk those stay as they are.
+
+    Files of later steps are what a resumed training has passed over as damaged; they go too.
+    """
     path = directory / f"step-{checkpoint.step:09d}.safetensors"
-    with replacing(path) as temporary:
-        save_file(checkpoint.tensors, temporary)
-        digest = digest_file(temporary)
-    write_json(_voucher(path), {"fingerprint": fingerprint, "sha256": digest, "step": checkpoint.step})
-    for old in _newest_first(directory)[KEEP:]:
+    try:
+        with replacing(path) as temporary:
+            save_file(checkpoint.tensors, temporary)
+            digest = digest_file(temporary)
+        write_json(_voucher(path), {"fingerprint": fingerprint, "sha256": digest, "step": checkpoint.step})
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    files = _newest_first(directory)
+    before = [file for file in files if file.name < path.name and _voucher(file).exists()]
+    for old in set(files) - {path, *before[: KEEP - 1]}:
         _voucher(old).unlink(missing_ok=True)
         old.unlink(missing_ok=True)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from darkroom.diffusion.objective import simple_loss
 from darkroom.errors import Interrupted, StageFailed
 from darkroom.params import TrainParams
+from darkroom.randomness import Purpose, random_words
 from darkroom.training import checkpoints
 from darkroom.training.batches import BatchSource
 from darkroom.training.ema import EMA
@@ -84,11 +85,12 @@ def train(
         network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
     )
     sums = torch.zeros(2, device=device)  # loss and gradient norm since the last tick; read only at a tick
-    step = 0
+    step = saved = 0
     checkpoint = checkpoints.load_newest(directory, fingerprint)
     if checkpoint is not None:
         _restore(checkpoint, network, ema, optimizer, sums)
-        step = checkpoint.step
+        step = saved = checkpoint.step
+        del checkpoint  # a second copy of all tensors
         on_resume(step)
 
     def save() -> float:
@@ -109,7 +111,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             if params.model.dropout > 0:  # the one consumer of torch's own generator
-                torch.manual_seed((params.seed << 32) ^ step)
+                high, low = random_words(params.seed, Purpose.DROPOUT, torch.tensor([step]), 2)[0].tolist()
+                torch.manual_seed((high << 31) ^ low)
 
             batch = batches(step * params.batch_size, params.batch_size)
             with _autocast(params.precision, device):
@@ -137,7 +140,7 @@ def train(
                 raise Interrupted(f"stopped at step {step} of {params.steps}, state saved; the same command carries on")
             if time.monotonic() >= next_save and step < params.steps:
                 next_save = time.monotonic() + max(save_every, save() / SAVE_COST)
-        if checkpoint is None or checkpoint.step < step:
+        if saved < step:
             save()
     return Trained(network, ema.network)
 

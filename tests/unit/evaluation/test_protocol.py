@@ -7,6 +7,7 @@ from darkroom.evaluation.protocol import Protocol, ScoreRecord
 from darkroom.files import write_json
 
 FIELDS = {
+    "code": "e" * 64,
     "extractor": "a" * 64,
     "reference": "b" * 64,
     "num_images": 1797,
@@ -19,6 +20,7 @@ FIELDS = {
     "kid_subset_size": 300,
 }
 CHANGES = {
+    "code": "c" * 64,
     "extractor": "c" * 64,
     "reference": "c" * 64,
     "num_images": 1000,

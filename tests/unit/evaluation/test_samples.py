@@ -37,6 +37,18 @@ def test_both_sets_are_drawn_by_the_same_seed_and_stored_whole(tmp_path):
     assert all(torch.equal(getattr(read, name), getattr(samples, name)) for name in ("unguided", "guided", "labels"))
 
 
+def test_a_set_replaces_the_one_before_it_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = DiffusionModel.load(write_model(tmp_path))
+    first = draw_samples(model, PARAMS)
+    first.write(tmp_path / "out")
+    second = draw_samples(model, PARAMS.model_copy(update={"seed": 1}))
+    monkeypatch.setattr("darkroom.evaluation.samples.write_json", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        second.write(tmp_path / "out")
+    assert torch.equal(SampleSet.read(tmp_path / "out").guided, first.guided)
+    assert not list(tmp_path.glob(".out.*"))
+
+
 def test_samples_that_are_not_there_say_what_makes_them(tmp_path):
     with pytest.raises(InputError, match="`dvc repro sample` makes it"):
         SampleSet.read(tmp_path)

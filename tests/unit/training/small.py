@@ -2,13 +2,20 @@
 
 import torch
 
-from darkroom.diffusion.model import build_unet
-from darkroom.diffusion.schedules import cosine
+from darkroom.data.dataset import DatasetInfo, Split
 from darkroom.params import TrainParams
 from darkroom.training import loop
-from darkroom.training.batches import BatchSource, DataOrder
+from darkroom.training.setup import set_up
 
 FINGERPRINT = "f" * 64
+INFO = DatasetInfo(
+    name="small",
+    image_size=8,
+    channels=1,
+    classes=[str(digit) for digit in range(10)],
+    splits={"train": 20},
+    digest="d" * 64,
+)
 PARAMS = TrainParams.model_validate(
     {
         "model": {
@@ -45,6 +52,7 @@ def small_training(
     dropout=0.0,
     save_every=1e9,
     cheap=False,
+    device="cpu",
     **changes,
 ):
     """Train on 20 random images; `cheap` lets checkpoints take any share of the time."""
@@ -53,19 +61,10 @@ def small_training(
     directory.mkdir(parents=True, exist_ok=True)
     params = PARAMS.model_copy(update=changes)
     params = params.model_copy(update={"model": params.model.model_copy(update={"dropout": dropout})})
-    torch.manual_seed(params.seed)
-    network = build_unet(params.model, 8, 1, 10, params.label_dropout)
     generator = torch.Generator().manual_seed(0)
-    batches = BatchSource(
-        images=torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8, generator=generator),
-        labels=torch.arange(20) % 10,
-        alpha_bar=cosine(100).alpha_bar,
-        order=DataOrder(params.seed, 20),
-        seed=params.seed,
-        label_dropout=params.label_dropout,
-        null_class=10,
-        horizontal_flip=False,
-    )
+    images = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    data = Split(images.numpy(), (torch.arange(20) % 10).numpy())
+    network, batches = set_up(params, INFO, data, torch.device(device))
     return loop.train(
         network, batches, params, directory, FINGERPRINT, on_tick=on_tick, on_resume=on_resume, save_every=save_every
     )

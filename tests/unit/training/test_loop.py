@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from darkroom.device import choose_device
 from darkroom.errors import Interrupted, StageFailed
 from darkroom.files import read_json
 from darkroom.training import checkpoints
@@ -107,6 +108,46 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"step-00000000{step}.{ending}" for step in (4, 5) for ending in ("json", "safetensors")
     ]
+
+
+def test_what_a_killed_or_full_disk_left_never_counts_as_newest(tmp_path):
+    save = checkpoints.save
+    save(tmp_path, checkpoints.Checkpoint(4, {"x": torch.ones(1)}), FINGERPRINT)
+    for step in (8, 9):  # without vouchers, as after a kill between the two files
+        save_file({"x": torch.zeros(1)}, tmp_path / f"step-{step:09d}.safetensors")
+    save(tmp_path, checkpoints.Checkpoint(6, {"x": torch.ones(1)}), FINGERPRINT)
+    assert checkpoints.load_newest(tmp_path, FINGERPRINT).step == 6
+    assert sorted(p.stem for p in tmp_path.glob("*.safetensors")) == ["step-000000004", "step-000000006"]
+
+
+def test_a_voucher_that_cannot_be_written_takes_its_checkpoint_along(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, checkpoints.Checkpoint(4, {"x": torch.ones(1)}), FINGERPRINT)
+    monkeypatch.setattr(checkpoints, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(tmp_path, checkpoints.Checkpoint(5, {"x": torch.ones(1)}), FINGERPRINT)
+    assert [p.stem for p in tmp_path.glob("*.safetensors")] == ["step-000000004"]
+
+
+def test_what_a_kill_left_half_written_is_removed_by_the_next_trainer(tmp_path):
+    left = tmp_path / ".step-000000008.safetensors.abc.tmp"
+    left.write_bytes(b"half")
+    with checkpoints.locked(tmp_path):
+        assert not left.exists()
+
+
+def test_the_largest_seed_works_with_dropout(tmp_path):
+    small_training(tmp_path, dropout=0.2, seed=2**63 - 1, steps=2)
+
+
+@pytest.mark.gpu
+def test_an_interrupted_training_ends_bitwise_equal_on_a_gpu(tmp_path):
+    device = choose_device()
+    whole = small_training(tmp_path / "a", device=device)
+    with pytest.raises(Interrupted):
+        small_training(tmp_path / "b", device=device, on_tick=stop_by_signal(7))
+    resumed = small_training(tmp_path / "b", device=device)
+    assert device.type == "cuda"
+    assert_bitwise_equal(weights(whole), weights(resumed))
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(tmp_path, monkeypatch):

@@ -46,12 +46,11 @@ class Folder:
 
 
 def _images(directory: Path) -> list[Path]:
-    found = [
-        Path(parent) / name
-        for parent, _, names in os.walk(directory)
-        for name in names
-        if not name.startswith(".") and name.lower().endswith(SUFFIXES)
-    ]
+    found = []
+    for parent, directories, names in os.walk(directory):
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        visible = [name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+        found += [Path(parent) / name for name in visible]
     return sorted(found)
 
 
