@@ -4,8 +4,8 @@ PYTHON ?= python3
 ARGS   ?=
 PORT   ?= 5001
 
-BIN := $(CURDIR)/.venv/bin
-RUN := PATH="$(BIN):$$PATH"
+BIN := .venv/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -29,6 +29,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 comma := ,
 empty :=
 export UV_FIND_LINKS ?= $(subst $(empty) $(empty),$(comma),$(strip $(PIP_FIND_LINKS)))
+# An index beside the usual one (PyTorch's for CPU builds, say) carries some packages only; take each where it is.
+export UV_INDEX_STRATEGY ?= unsafe-best-match
 UV := $(BIN)/uv pip
 
 help:
@@ -81,7 +83,7 @@ setup: .venv/installed  ## create .venv and install requirements.lock; the other
 	@$(UV) install --quiet --python $(BIN)/python -r requirements.lock || { \
 	    echo "make: uv could not install the lock; trying with pip, which has settings of its own" >&2; \
 	    $(BIN)/python -m pip install --quiet -r requirements.lock; }
-	@$(UV) install --quiet --python $(BIN)/python --no-deps -e .
+	@$(UV) install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@$(RUN) python -m flows.offline_plots
 	@touch $@
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("darkroom").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a supervisor like by Ctrl-C
     sys.exit(_outcome(options.command, options))
 
 

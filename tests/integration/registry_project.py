@@ -16,6 +16,7 @@ from darkroom.evaluation.features import WEIGHTS_FILE as EXTRACTOR_WEIGHTS
 from darkroom.evaluation.features import Extractor, ExtractorCard
 from darkroom.evaluation.protocol import Protocol, RealScore, ScoreRecord, SetScore
 from darkroom.evaluation.reference import Scale, write_reference
+from darkroom.evaluation.score import code_digest
 from darkroom.files import digest_file, write_bytes, write_json, write_text
 from darkroom.params import load_params
 from darkroom.workspace import Workspace
@@ -90,7 +91,7 @@ def score_record(
 ) -> ScoreRecord:
     """A record with chosen figures."""
     fields = {
-        "code": "c" * 64,
+        "code": code_digest(),
         "extractor": "e" * 64,
         "reference": "r" * 64,
         "num_images": 20,

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -136,6 +137,9 @@ def test_scores_under_another_protocol_are_added_to_the_one_version(workspace: W
     register(workspace)
     second = write_score(workspace, fid=0.6, guidance_scale=3.0)
     assert not register(workspace).created
+    refused = promote(workspace)  # it passes, but not as what it serves
+    assert not refused.promoted
+    assert "draws by default with guidance_scale 2.0, measured with 3.0" in refused.reasons[0]
     write_score(workspace, fid=0.5)
     assert not register(workspace).created
     (version,) = versions(workspace)
@@ -143,6 +147,58 @@ def test_scores_under_another_protocol_are_added_to_the_one_version(workspace: W
     assert stored_score(version, second.protocol_digest) == second
     assert version.tags["darkroom.protocol"] == first.protocol_digest
     assert version.tags["unguided.fid"] == "0.5"
+
+
+def test_code_that_changed_since_it_was_measured_is_not_registered(workspace: Workspace) -> None:
+    write_score(workspace, code="0" * 64)
+    with pytest.raises(InputError, match="code that draws and measures changed since evaluate ran"):
+        register(workspace)
+
+
+@pytest.mark.parametrize("spelling", ["4e-3", "4.0e-3", "1e-5"])
+def test_any_spelling_of_a_number_is_what_dvc_locked(workspace: Workspace, spelling: str) -> None:
+    import dvc.utils.serialize
+
+    text = re.sub("learning_rate: .*", f"learning_rate: {spelling}", workspace.params_file.read_text())
+    workspace.params_file.write_text(text)
+    locked = dvc.utils.serialize.load_yaml(str(workspace.params_file))
+    stages = {"train": {"params": {"params.yaml": {"train": locked["train"]}}}}
+    dvc.utils.serialize.dump_yaml(str(workspace.root / "dvc.lock"), {"schema": "2.0", "stages": stages})
+    assert register(workspace).created
+
+
+def test_bad_parameters_are_what_register_reports(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workspace.root)
+    for text, message in (("data: [", "params.yaml:"), ("", "params.yaml: expected the groups")):
+        workspace.params_file.write_text(text)
+        with pytest.raises(SystemExit) as done:
+            main(["register"])
+        assert done.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_an_interrupted_promotion_leaves_the_champion_alone(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(workspace)
+    promote(workspace)
+    write_model(workspace, 2)
+    write_score(workspace, fid=0.4)
+    register(workspace)
+
+    def interrupted(*_: object) -> None:
+        assert str(version_at(connect(workspace), "digits", "champion").version) == "1"  # type: ignore[union-attr]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("darkroom.registry.promotion._smoke", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            promote(workspace)
+    assert str(version_at(connect(workspace), "digits", "champion").version) == "1"  # type: ignore[union-attr]
+    assert history(workspace)[-1].outcome == "failed"
+    assert promote(workspace).version == "2"
 
 
 def test_what_a_dead_server_missed_is_in_the_run_after_register(

@@ -28,6 +28,11 @@ CODE = (
 )
 
 
+def code_digest() -> str:
+    """Digest of the code that draws and measures, as it is now."""
+    return digest_tree(_PACKAGE, [_PACKAGE / part for part in CODE])
+
+
 def score_samples(samples: SampleSet, extractor_dir: Path, evaluate: EvaluateParams) -> ScoreRecord:
     """Score samples against the reference in `extractor_dir`."""
     extractor, reference = Extractor.load(extractor_dir), Reference.load(extractor_dir)
@@ -49,7 +54,7 @@ def score_samples(samples: SampleSet, extractor_dir: Path, evaluate: EvaluatePar
         )
 
     protocol = Protocol(
-        code=digest_tree(_PACKAGE, [_PACKAGE / part for part in CODE]),
+        code=code_digest(),
         extractor=extractor.card.weights_digest,
         reference=reference.statistics.features_digest,
         num_images=len(samples.labels),

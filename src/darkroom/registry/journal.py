@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -66,7 +67,7 @@ def begin(
     from mlflow.entities import Metric
 
     tags = {
-        "darkroom.who": getpass.getuser(),
+        "darkroom.who": _who(),
         "darkroom.outcome": outcome,
         "darkroom.from": version_from or "",
         "darkroom.to": version_to,
@@ -117,3 +118,11 @@ def served_before(history: list[Decision], version: str) -> str | None:
     """The version that served when `version` was last made champion by a promotion."""
     came_from = [entry.version_from for entry in history if entry.version_to == version and entry.outcome in SERVED[:2]]
     return came_from[-1] if came_from else None
+
+
+def _who() -> str:
+    """The user's name, or the number where a container has no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from darkroom.diffusion.model import DiffusionModel, ModelCard
 from darkroom.errors import InputError
 from darkroom.evaluation.drawing import is_finite
 from darkroom.evaluation.protocol import ScoreRecord
+from darkroom.evaluation.score import code_digest
 from darkroom.files import digest_file, digest_json, read_json
-from darkroom.params import Params
+from darkroom.params import Params, parse_yaml
 from darkroom.registry.runs import ensure_run, write_history
 from darkroom.registry.tracking import connect, tracking_uri, unavailable_is_one_line
 from darkroom.workspace import Workspace
@@ -60,6 +59,8 @@ def read_outputs(workspace: Workspace) -> Outputs:
             "models/run.json and models/model.json are of different trainings; `dvc repro` brings them together"
         )
     _check_lock(workspace)
+    if record.protocol.code != code_digest():
+        raise InputError("the code that draws and measures changed since evaluate ran; `dvc repro` first")
     return Outputs(model.card, run, record, is_finite(model))
 
 
@@ -85,9 +86,9 @@ def _check_lock(workspace: Workspace) -> None:
     lock = workspace.root / "dvc.lock"
     if not lock.is_file():
         return
-    locked = yaml.safe_load(lock.read_text(encoding="utf-8")) or {}
+    locked = parse_yaml(lock.read_text(encoding="utf-8")) or {}
     # as DVC reads it: the file's values, not the typed models'
-    current = yaml.safe_load(workspace.params_file.read_text(encoding="utf-8"))
+    current = parse_yaml(workspace.params_file.read_text(encoding="utf-8"))
     for stage, entry in locked.get("stages", {}).items():
         for group, values in entry.get("params", {}).get("params.yaml", {}).items():
             if current.get(group) != values:
@@ -135,8 +136,7 @@ def sync_run(workspace: Workspace) -> str:
     A second call adds nothing. Raises InputError for outputs that are missing or do not belong together, and
     RegistryUnavailable if the server does not answer.
     """
-    outputs = read_outputs(workspace)
-    params = workspace.params()
+    params, outputs = workspace.params(), read_outputs(workspace)
     client = connect(workspace)
     with unavailable_is_one_line(tracking_uri(workspace)):
         return sync_outputs(client, workspace, params, outputs)

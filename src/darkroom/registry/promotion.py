@@ -1,5 +1,6 @@
 """Which version serves: promotion behind the gate, as a transaction, with a history that is only ever added to."""
 
+import contextlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from darkroom.registry import journal
 from darkroom.registry.gate import decide
 from darkroom.registry.journal import Decision
 from darkroom.registry.lineage import score_figures
-from darkroom.registry.tracking import connect, import_mlflow, tracking_uri, unavailable_is_one_line
+from darkroom.registry.tracking import connect, first_line, import_mlflow, tracking_uri, unavailable_is_one_line
 from darkroom.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -28,6 +29,7 @@ from darkroom.registry.versions import (
     Registered,
     register,
     registry,
+    serves_otherwise,
     store_score,
     stored_score,
     version_at,
@@ -112,9 +114,9 @@ def rollback(workspace: Workspace, reason: str) -> Promotion:
         entry = journal.begin(
             client, workspace, name, "rolled back", left, back, reason=reason, findings=[], figures={}
         )
-        _switch(client, workspace, name, target, before, entry)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         client.set_model_version_tag(name, left, _ROLLED_BACK_TAG, f"{now}: {reason}")
+        _switch(client, workspace, name, target, before, entry)
         return Promotion(True, True, str(target.version), left, [reason])
 
 
@@ -178,6 +180,8 @@ def _judge(
         if not force:
             raise
         return [*reasons, f"not comparable: {error}"], {}
+    if differences := serves_otherwise(candidate, challenger):
+        reasons.append(f"version {candidate.version} draws by default with {'; '.join(differences)}")
     verdict = decide(params.registry.gate, challenger, served)
     figures = {f"challenger.{key}": value for key, value in score_figures(challenger).items()}
     if served is not None:
@@ -234,16 +238,24 @@ def _switch(
     previous: str | None,
     entry: journal.Entry,
 ) -> None:
-    """Move `@champion` to a version and `@previous` to another, prove that the champion works, else put both back."""
+    """Prove that a version works, then move `@champion` to it and `@previous` to another; on any failure put both back.
+
+    The proof comes first: whatever ends this process, `@champion` never points to a version that was not proven.
+    """
     before = {alias: version_at(client, name, alias) for alias in (CHAMPION, PREVIOUS)}
     try:
-        _point(client, name, CHAMPION, str(version.version))
+        _smoke(workspace, f"models:/{name}/{version.version}", version.tags[WEIGHTS_TAG])
         _point(client, name, PREVIOUS, previous)
-        _smoke(workspace, f"models:/{name}@{CHAMPION}", version.tags[WEIGHTS_TAG])
+        _point(client, name, CHAMPION, str(version.version))
     except BaseException as error:
+        message = str(error) or type(error).__name__
         for alias, old in before.items():
-            _point(client, name, alias, str(old.version) if old is not None else None)
-        entry.close("failed", str(error) or type(error).__name__)
+            try:
+                _point(client, name, alias, str(old.version) if old is not None else None)
+            except Exception as failure:
+                _logger.error("@%s could not be put back to %s: %s", alias, old and old.version, first_line(failure))
+        with contextlib.suppress(Exception):  # the history is told what went wrong if there is somebody to tell
+            entry.close("failed", message)
         raise
     entry.close()
 

@@ -22,6 +22,7 @@ from darkroom.registry.tracking import (
     import_mlflow,
     shown,
     tracking_uri,
+    without_password,
 )
 from darkroom.workspace import Workspace
 
@@ -255,8 +256,10 @@ class TrainingLog:
         if self._warned:
             return
         self._warned = True
-        where = shown(tracking_uri(self._workspace))
-        reason = str(error) if isinstance(error, RegistryUnavailable) else f"MLflow at {where}: {first_line(error)}"
+        uri = tracking_uri(self._workspace)
+        reason = str(error)
+        if not isinstance(error, RegistryUnavailable):
+            reason = f"MLflow at {shown(uri)}: {without_password(first_line(error), uri)}"
         _logger.warning(
             "%s; training goes on, and `darkroom register` will complete the run from reports/train",
             reason,

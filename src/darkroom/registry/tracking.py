@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import http.client
 import logging
 import os
 import socket
@@ -91,7 +92,7 @@ def unavailable_is_one_line(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        raise RegistryUnavailable(f"MLflow at {shown(uri)}: {first_line(error)}") from error
+        raise RegistryUnavailable(f"MLflow at {shown(uri)}: {without_password(first_line(error), uri)}") from None
 
 
 @contextlib.contextmanager
@@ -115,6 +116,11 @@ def shown(uri: str) -> str:
     return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
 
 
+def without_password(text: str, uri: str) -> str:
+    password = urlsplit(uri).password
+    return text.replace(f":{password}@", ":***@") if password else text
+
+
 def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
@@ -125,16 +131,18 @@ def _probe(uri: str) -> None:
     try:
         if parts.scheme in ("http", "https"):
             with contextlib.suppress(urllib.error.HTTPError):  # any status is a sign of life
-                urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS).close()
+                bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # urllib knows no user:password@
+                urllib.request.urlopen(f"{bare.rstrip('/')}/health", timeout=_PROBE_SECONDS).close()
         elif parts.hostname:
             port = parts.port or {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(parts.scheme.split("+")[0])
             if port:
                 socket.create_connection((parts.hostname, port), timeout=_PROBE_SECONDS).close()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):
             return  # MLflow has settings of its own for certificates; let it decide
-        raise RegistryUnavailable(f"MLflow at {shown(uri)} does not answer: {first_line(error)}") from error
+        why = without_password(first_line(error), uri)
+        raise RegistryUnavailable(f"MLflow at {shown(uri)} does not answer: {why}") from None
 
 
 @contextlib.contextmanager

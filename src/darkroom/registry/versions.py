@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 WEIGHTS_TAG, PROTOCOL_TAG = "darkroom.weights", "darkroom.protocol"
 _SCORE_PREFIX = "darkroom.score."  # + the first digits of the protocol's digest
+_DEFAULT_PREFIX = "darkroom.default."  # + a parameter of the packaged model, or "code"
 
 _logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def register(workspace: Workspace) -> Registered:
     another protocol are added to the version. Raises InputError for outputs that are missing or do not belong together,
     and RegistryUnavailable if the server does not answer; it can be repeated then.
     """
-    outputs, params = read_outputs(workspace), workspace.params()
+    params, outputs = workspace.params(), read_outputs(workspace)
     if not outputs.finite:
         raise InputError("models/ema.safetensors: the weights are not all finite; such a model is not registered")
     with registry(workspace) as client:
@@ -78,6 +79,7 @@ def _create(
     figures = {key: f"{value:.6g}" for key, value in score_figures(outputs.record).items()}
     tags = lineage_tags(workspace, outputs) | figures | {"darkroom.model_id": info.model_id}
     tags[score_tag(outputs.record.protocol_digest)] = _to_tag(outputs.record)
+    tags |= {_DEFAULT_PREFIX + key: str(value) for key, value in _defaults(outputs.record).items()}
     return client.create_model_version(
         name, source=info.model_uri, run_id=run_id, tags=tags, model_id=info.model_id, await_creation_for=60
     )
@@ -139,10 +141,28 @@ def stored_score(version: "ModelVersion", protocol_digest: str) -> ScoreRecord |
     return record if record.protocol_digest == protocol_digest else None
 
 
+def serves_otherwise(version: "ModelVersion", record: ScoreRecord) -> list[str]:
+    """How the packaged model draws by default and the record was not measured; empty if they agree."""
+    differences = []
+    for key, measured in _defaults(record).items():
+        packaged = version.tags.get(_DEFAULT_PREFIX + key, str(measured))
+        if packaged != str(measured):
+            differences.append(f"{key} {packaged[:12]}, measured with {str(measured)[:12]}")
+    return differences
+
+
+def _defaults(record: ScoreRecord) -> dict[str, object]:
+    protocol = record.protocol
+    drawn = {"guidance_scale": protocol.guidance_scale, "sampler": protocol.sampler, "steps": protocol.steps}
+    return drawn | {"code": protocol.code}
+
+
 def store_score(client: "MlflowClient", name: str, version: "ModelVersion", record: ScoreRecord) -> None:
-    """Add a record to a version and make its protocol the current one; the figures in the tags follow it."""
-    tags = {score_tag(record.protocol_digest): _to_tag(record), PROTOCOL_TAG: record.protocol_digest}
-    tags |= {key: f"{value:.6g}" for key, value in score_figures(record).items()}
+    """Add a record to a version. If it measures what the version draws by default, its figures become the version's."""
+    tags = {score_tag(record.protocol_digest): _to_tag(record)}
+    if not serves_otherwise(version, record):
+        tags |= {PROTOCOL_TAG: record.protocol_digest}
+        tags |= {key: f"{value:.6g}" for key, value in score_figures(record).items()}
     for key, value in tags.items():
         if version.tags.get(key) != value:
             client.set_model_version_tag(name, version.version, key, value)
