@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint ui serve soak lock setup clean
+.PHONY: help run test lint ui serve lock setup clean
 
 # The caller's own environments must not leak in; tools neither phone home nor look for updates.
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
@@ -57,9 +57,6 @@ serve: setup  ## answer requests with the champion: http://127.0.0.1:5001/invoca
 	@MLFLOW_TRACKING_URI=$$($(RUN) python -m flows.champion tracking-uri); export MLFLOW_TRACKING_URI; \
 	model=$$($(RUN) python -m flows.champion model-uri); \
 	$(RUN) exec mlflow models serve --model-uri "$$model" --env-manager local --port $(PORT) --timeout 600 $(ARGS)
-
-soak: setup  ## the long tests: hours of kills, resumes and retrainings
-	@$(RUN) python -m pytest -m soak --timeout 0 $(ARGS)
 
 lock: setup  ## resolve pyproject.toml into requirements.lock (ARGS=--upgrade takes newer versions)
 	@cp requirements.lock .venv/resolved.txt
