@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.oracles import TABLE, OracleTable
+
 # Before anything imports torch, Prefect, MLflow or DVC. Nothing here may come from the project's own state.
 _SCRATCH = tempfile.TemporaryDirectory(prefix="darkroom-tests-")
 for _name in list(os.environ):
@@ -44,6 +46,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 Path(os.environ["PREFECT_HOME"]).mkdir()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TABLE] = OracleTable()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = list(config.stash[TABLE].lines())
+    if lines:
+        terminalreporter.section("oracles")
+        terminalreporter.write("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def oracle(pytestconfig: pytest.Config) -> OracleTable:
+    """`oracle(ours, reference, measured, tolerance)` fails unless measured <= tolerance; the run ends with a table."""
+    return pytestconfig.stash[TABLE]
 
 
 @pytest.fixture(scope="session")

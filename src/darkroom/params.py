@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from darkroom.errors import InputError
@@ -14,6 +15,7 @@ from darkroom.errors import InputError
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+NoiseLevel = Annotated[float, Field(ge=0)]  # sigma = sqrt((1 - alpha_bar) / alpha_bar)
 
 _ALLOWED = {  # pydantic's error types, as the end of "expected …"
     "bool_type": "true or false",
@@ -29,6 +31,7 @@ _ALLOWED = {  # pydantic's error types, as the end of "expected …"
     "string_pattern_mismatch": "letters, digits and _ . - only ({pattern})",
     "string_too_short": "a text that is not empty",
     "string_type": "a text",
+    "too_long": "at most {max_length} entries",
     "too_short": "at least {min_length} entries",
 }
 _TYPES = {bool: "true or false", float: "a number", int: "a whole number", str: "a text"}
@@ -151,6 +154,8 @@ class TrainParams(Group):
 
     model: UNetParams
     schedule: ScheduleParams
+    prediction: Literal["eps", "x_0", "v"]  # what the network predicts; eps is DDPM's
+    loss_weighting: Literal["simple", "min_snr"]  # min_snr: Hang 2023, gamma = 5
     steps: Positive
     batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0)]
@@ -165,15 +170,44 @@ class TrainParams(Group):
     seed: Seed
 
 
-class SampleParams(Group):
-    """sample: how the evaluation images are drawn, always from EMA."""
+class DrawParams(Group):
+    """How an image is drawn, always from EMA: with weights, label, seed and index it decides the image."""
 
-    sampler: Literal["ddpm", "ddim", "dpmpp_2m"]
+    sampler: Literal["ddpm", "ddpm_beta", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "heun"]
     steps: Positive
+    spacing: Literal["trailing", "leading", "linspace", "log_snr"]  # of the timesteps
+    eta: Fraction  # of ddim: 0 deterministic, 1 as noisy as ddpm
+    clipping: Literal["none", "static", "dynamic"]  # of the estimate of x_0
     guidance_scale: Annotated[float, Field(ge=0, le=100)]  # eps = eps_u + s (eps_c - eps_u); 1 is conditional
+    guidance_interval: Annotated[list[NoiseLevel], Field(min_length=2, max_length=2)] | None  # low < sigma <= high
+    precision: Literal["fp32", "bf16"]  # of the network; the sampler's state is fp32
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.eta > 0 and self.sampler != "ddim":
+            raise _refuse("eta", self.eta, f"only sampler ddim has it: expected 0.0 with {self.sampler}")
+        if self.guidance_interval is not None and self.guidance_interval[0] >= self.guidance_interval[1]:
+            raise _refuse("guidance_interval", self.guidance_interval, "expected [low, high] with low < high")
+        return self
+
+    def with_sampler(self, sampler: str) -> "DrawParams":
+        """These settings with another sampler; eta stays with the one it was chosen for. Raises like `changed`."""
+        return self.changed(sampler=sampler, eta=self.eta if sampler == self.sampler else 0.0)
+
+    def changed(self, **values: object) -> "DrawParams":
+        """These settings with some replaced. Raises InputError with a line per mistake: key, value, what is allowed."""
+        known = {name: getattr(self, name) for name in DrawParams.model_fields}
+        try:
+            return DrawParams.model_validate(known | values)
+        except ValidationError as error:
+            raise InputError("\n".join(_lines(error.errors(), DrawParams))) from None
+
+
+class SampleParams(DrawParams):
+    """sample: the evaluation images."""
+
     num_images: Positive
     batch_size: Positive
-    precision: Literal["fp32", "bf16"]
     seed: Seed
 
 
@@ -278,11 +312,11 @@ def load_params(path: Path) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise InputError("\n".join(_lines(path.name, error.errors()))) from None
+        raise InputError("\n".join(f"{path.name}: {line}" for line in _lines(error.errors(), Params))) from None
 
 
-def _lines(file: str, details: list[ErrorDetails]) -> list[str]:
-    """A line per mistake; a misspelt key that explains a missing one is one mistake."""
+def _lines(details: list[ErrorDetails], root: type[Group]) -> list[str]:
+    """A line per mistake in a `root`; a misspelt key that explains a missing one is one mistake."""
     unknown = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
 
     def explained(missing: ErrorDetails) -> bool:
@@ -292,56 +326,57 @@ def _lines(file: str, details: list[ErrorDetails]) -> list[str]:
             for location in unknown
         )
 
-    return [_line(file, detail) for detail in details if not explained(detail)]
+    return [_line(detail, root) for detail in details if not explained(detail)]
 
 
-def _line(file: str, detail: ErrorDetails) -> str:
+def _line(detail: ErrorDetails, root: type[Group]) -> str:
     location = [str(part) for part in detail["loc"]]
     context = detail.get("ctx", {})
     if detail["type"] == "combination":
         key = ".".join([*location, *context["key"].split(".")])
-        return f"{file}: {key} = {context['value']!r}: {context['allowed']}"
+        return f"{key} = {context['value']!r}: {context['allowed']}"
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        known = _keys(_group_at(location[:-1]))
+        known = _keys(_group_at(location[:-1], root))
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f'did you mean "{close[0]}"?' if close else f"expected one of {', '.join(known)}"
         shown = "" if isinstance(detail["input"], dict) else f" = {detail['input']!r}"
-        return f"{file}: {key}{shown}: unknown key; {hint}"
+        return f"{key}{shown}: unknown key; {hint}"
     if detail["type"] == "missing":
-        return f"{file}: {key}: missing; expected {_expected(location)}"
+        return f"{key}: missing; expected {_expected(location, root)}"
     value = detail["input"]
     if location[-1] == "precision" and str(value).lower() in ("fp16", "float16", "half"):
-        return f"{file}: {key} = {value!r}: {_FP16}"
+        return f"{key} = {value!r}: {_FP16}"
     if detail["type"] == "literal_error":
-        choices = [str(choice) for choice in get_args(_annotation(location))]
+        choices = [str(choice) for choice in get_args(_field(location, root).annotation)]
         close = difflib.get_close_matches(str(value), choices, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
-        return f"{file}: {key} = {value!r}: expected {' or '.join(choices)}{hint}"
-    return f"{file}: {key} = {value!r}: expected {_ALLOWED.get(detail['type'], detail['msg']).format(**context)}"
+        return f"{key} = {value!r}: expected {' or '.join(choices)}{hint}"
+    return f"{key} = {value!r}: expected {_ALLOWED.get(detail['type'], detail['msg']).format(**context)}"
 
 
-def _group_at(location: list[str]) -> type[Group]:
-    group: type[Group] = Params
+def _group_at(location: list[str], root: type[Group]) -> type[Group]:
+    group = root
     for name in location:
-        group = next(f.annotation for k, f in group.model_fields.items() if name in (k, f.alias))  # type: ignore[assignment]
+        group = _field([name], group).annotation  # type: ignore[assignment]
     return group
 
 
-def _annotation(location: list[str]) -> Any:
-    return _group_at(location[:-1]).model_fields[location[-1]].annotation
+def _field(location: list[str], root: type[Group]) -> FieldInfo:
+    group = _group_at(location[:-1], root)
+    return next(field for key, field in group.model_fields.items() if location[-1] in (key, field.alias))
 
 
 def _keys(group: type[Group]) -> list[str]:
     return [field.alias or name for name, field in group.model_fields.items()]
 
 
-def _expected(location: list[str]) -> str:
-    group = _group_at(location[:-1])
-    field = next(f for k, f in group.model_fields.items() if location[-1] in (k, f.alias))
-    annotation = field.annotation
+def _expected(location: list[str], root: type[Group]) -> str:
+    annotation = _field(location, root).annotation
     if isinstance(annotation, type) and issubclass(annotation, Group):
         return f"a group with {', '.join(_keys(annotation))}"
     if choices := get_args(annotation):
-        return "a list" if get_origin(annotation) is list else " or ".join(map(str, choices))
+        return (
+            "a list" if list in (get_origin(annotation), *map(get_origin, choices)) else " or ".join(map(str, choices))
+        )
     return _TYPES.get(annotation, str(annotation))  # type: ignore[arg-type]

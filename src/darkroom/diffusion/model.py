@@ -1,87 +1,60 @@
-"""A trained model on disk and in memory: EMA weights, what rebuilds the network, and how to draw from it."""
+"""A trained model: loading its EMA weights and drawing from them."""
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from darkroom.diffusion.guidance import guided
-from darkroom.diffusion.samplers import SAMPLERS, spaced_timesteps
+from darkroom.diffusion.card import CARD_FILE, WEIGHTS_FILE, ModelCard
+from darkroom.diffusion.guidance import Network, guided
+from darkroom.diffusion.objective import Prediction, to_eps
+from darkroom.diffusion.pixels import to_uint8
+from darkroom.diffusion.samplers import SAMPLERS, THRESHOLDS, Sampling
 from darkroom.diffusion.schedules import make_schedule
+from darkroom.diffusion.timesteps import spaced_timesteps
 from darkroom.errors import InputError
 from darkroom.files import digest_file
+from darkroom.nets.inference import InferenceUNet
 from darkroom.nets.unet import UNet
-from darkroom.params import ScheduleParams, UNetParams
+from darkroom.params import DrawParams
 from darkroom.randomness import Purpose, normal
 
-WEIGHTS_FILE = "ema.safetensors"
-CARD_FILE = "model.json"
+DRAW_FILE = "draw.json"  # in a registered model: how it was drawn from when it was measured
 
 
-class ModelCard(BaseModel):
-    """`model.json`: with the weights beside it, all that a model is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    image_size: int
-    channels: int
-    classes: list[str]  # names; the index is the label
-    unet: UNetParams
-    schedule: ScheduleParams
-    label_dropout: float
-    fingerprint: str  # of the training
-    data_digest: str
-    weights_digest: str  # sha256 of ema.safetensors
-
-    @property
-    def null_class(self) -> int | None:
-        """The label that stands for none; there is one exactly when labels were dropped in training."""
-        return len(self.classes) if self.label_dropout > 0 else None
-
-    def build(self) -> UNet:
-        """The network, with fresh weights."""
-        return build_unet(self.unet, self.image_size, self.channels, len(self.classes), self.label_dropout)
-
-
-def build_unet(unet: UNetParams, image_size: int, channels: int, num_classes: int, label_dropout: float) -> UNet:
-    """The UNet that `train.model` in params.yaml describes, for images and labels of the prepared data."""
-    return UNet(
-        image_size=image_size,
-        image_channels=channels,
-        num_classes=num_classes,
-        null_class=label_dropout > 0,
-        **unet.model_dump(),
-    )
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 [0, 255] to float32 [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] to uint8 by rounding: the exact inverse of `to_unit_range` on all 256 levels."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def read_draw_params(directory: Path) -> DrawParams | None:
+    """The settings that a registered model was measured with; None if it does not name them. Raises InputError."""
+    path = directory / DRAW_FILE
+    try:
+        return DrawParams.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
 
 
 class DiffusionModel:
     """A network with EMA weights and its schedule, in evaluation mode."""
 
-    def __init__(self, card: ModelCard, network: UNet) -> None:
+    def __init__(self, card: ModelCard, network: UNet, *, compiled: bool = False) -> None:
         self.card = card
         self.network = network.eval().requires_grad_(False)
         self.schedule = make_schedule(card.schedule.name, card.schedule.num_timesteps)
+        self._compiled = compiled
+        self._prepared: dict[str, InferenceUNet] = {}  # by precision
 
     @classmethod
-    def load(cls, directory: Path, device: str | torch.device = "cpu") -> Self:
-        """Read `model.json` and `ema.safetensors`. Raises InputError if one is missing, damaged or not the other's."""
+    def load(cls, directory: Path, device: str | torch.device = "cpu", *, compiled: bool = False) -> Self:
+        """Read `model.json` and `ema.safetensors`. Raises InputError if one is missing, damaged or not the other's.
+
+        `compiled` has torch.compile make the network faster, after a minute or more of compiling.
+        """
         card_path, weights_path = directory / CARD_FILE, directory / WEIGHTS_FILE
         for path in (card_path, weights_path):
             if not path.is_file():
@@ -99,81 +72,115 @@ class DiffusionModel:
             network.load_state_dict(load_file(weights_path))
         except (SafetensorError, RuntimeError) as error:
             raise InputError(f"{weights_path}: does not hold this network: {error}") from None
-        return cls(card, network.to(device))
+        return cls(card, network.to(device), compiled=compiled)
 
-    def check_request(self, labels: Tensor, sampler: str, steps: int, guidance_scale: float) -> None:
+    def check_request(self, labels: Tensor, settings: DrawParams, guidance_scale: Tensor | None = None) -> None:
         """Raise InputError, naming the value and what is allowed, for anything that `draw` cannot do."""
         classes, total = self.card.classes, self.schedule.num_timesteps
         bad = labels[(labels < 0) | (labels >= len(classes))]
         if len(bad):
             raise InputError(f"class label {int(bad[0])}: expected 0 to {len(classes) - 1} ({', '.join(classes[:20])})")
-        if sampler not in SAMPLERS:
-            raise InputError(f"sampler = {sampler!r}: expected {' or '.join(SAMPLERS)}")
-        if not 1 <= steps <= total:
-            raise InputError(f"steps = {steps}: expected 1 to {total}")
-        if not 0 <= guidance_scale <= 100:
-            raise InputError(f"guidance_scale = {guidance_scale}: expected 0 to 100")
-        if guidance_scale != 1 and self.card.null_class is None:
-            raise InputError(
-                f"guidance_scale = {guidance_scale}: this model was trained without label dropping; only 1"
-            )
+        if settings.steps > total:
+            raise InputError(f"steps = {settings.steps}: expected 1 to {total}, the timesteps of this model's schedule")
+        for scale in [settings.guidance_scale] if guidance_scale is None else torch.unique(guidance_scale).tolist():
+            if not 0 <= scale <= 100:
+                raise InputError(f"guidance_scale = {scale}: expected 0 to 100")
+            if scale != 1 and self.card.null_class is None:
+                raise InputError(f"guidance_scale = {scale}: this model was trained without label dropping; only 1")
 
     @torch.inference_mode()
     def draw(
         self,
         labels: Tensor,
+        settings: DrawParams,
         *,
         seed: int,
-        sampler: str,
-        steps: int,
-        guidance_scale: float,
         index: Tensor | None = None,
-        precision: str = "fp32",
+        guidance_scale: Tensor | None = None,
         batch_size: int = 256,
         progress: Callable[[int], None] | None = None,
+        on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """Draw one image per label: uint8 (N, C, H, W) on the CPU, for `labels` int64 (N,).
 
-        Image i's randomness is a function of (seed, index[i]) alone; `index` (N,) defaults to 0 … N-1. `progress` gets
-        the number of finished images after each batch. Raises InputError for what `check_request` refuses and
-        FloatingPointError if the network returns values that are not finite.
+        Image i's randomness is a function of (seed, index[i]) alone; `index` (N,) defaults to 0 … N-1. On one device
+        image i is the same to the last bit in any batch. `guidance_scale` (N,) is one scale per image in the place of
+        the settings' single one. `progress` gets the number of finished images after each batch; `on_step` the
+        number of finished steps of a batch and its estimate of x_0, float32 (n, C, H, W) on the device.
+
+        Raises InputError for what `check_request` refuses and FloatingPointError, naming the timestep, if the network
+        returns values that are not finite.
         """
-        self.check_request(labels, sampler, steps, guidance_scale)
+        self.check_request(labels, settings, guidance_scale)
         index = torch.arange(len(labels)) if index is None else index
+        if guidance_scale is None:
+            guidance_scale = torch.full((len(labels),), settings.guidance_scale, dtype=torch.float64)
         device = next(self.network.parameters()).device
-        timesteps = spaced_timesteps(self.schedule, steps)
+        timesteps = spaced_timesteps(self.schedule, settings.steps, settings.spacing)
+        predict = self._predictor(timesteps, labels, settings.precision)
+        interval = settings.guidance_interval
         shape = (self.card.channels, self.card.image_size, self.card.image_size)
         batches = []
         for start in range(0, len(labels), batch_size):
-            here = index[start : start + batch_size].to(device)
+            part = slice(start, start + batch_size)
+            here = index[part].to(device)
             denoise = guided(
-                self._predictor(precision, device),
-                labels[start : start + batch_size].to(device),
-                guidance_scale,
+                predict,
+                labels[part].to(device),
+                guidance_scale[part],
                 self.card.null_class,
+                sigma=self.schedule.sigma,
+                interval=None if interval is None else (interval[0], interval[1]),
             )
 
             def step_noise(step: int, x: Tensor, here: Tensor = here) -> Tensor:
                 return normal(seed, Purpose.STEP_NOISE, here, shape, step)
 
+            sampling = Sampling(
+                step_noise=step_noise, threshold=THRESHOLDS[settings.clipping], eta=settings.eta, on_step=on_step
+            )
             noise = normal(seed, Purpose.INITIAL_NOISE, here, shape)
-            x_0 = SAMPLERS[sampler](denoise, noise, self.schedule, timesteps, step_noise)
-            if not bool(x_0.isfinite().all()):
-                raise FloatingPointError("the network returned values that are not finite")
+            x_0 = SAMPLERS[settings.sampler](denoise, noise, self.schedule, timesteps, sampling)
+            predict.check()
             batches.append(to_uint8(x_0).cpu())
             if progress:
                 progress(min(start + batch_size, len(labels)))
         return torch.cat(batches) if batches else torch.empty((0, *shape), dtype=torch.uint8)
 
-    def _predictor(self, precision: str, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The network alone under autocast; the sampler's state stays in float32."""
+    def _predictor(self, timesteps: Sequence[int], labels: Tensor, precision: Literal["fp32", "bf16"]) -> "_Predictor":
+        """The network for these timesteps and labels, predicting eps."""
+        if precision not in self._prepared:
+            self._prepared[precision] = InferenceUNet(self.network, precision, compile=self._compiled)
+        asked = torch.unique(labels)
+        if self.card.null_class is not None:
+            asked = torch.cat((asked, torch.tensor([self.card.null_class])))
+        device = next(self.network.parameters()).device
+        return _Predictor(
+            network=self._prepared[precision].plan(timesteps, asked.to(device)),
+            prediction=self.card.prediction,
+            alpha_bar=self.schedule.alpha_bar.tolist(),
+        )
 
-        def predict(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-            context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-            if precision == "bf16":
-                context = torch.autocast(device.type, dtype=torch.bfloat16)
-            with context:
-                eps: Tensor = self.network(x_t, t, labels)
-            return eps.float()
 
-        return predict
+@dataclass
+class _Predictor:
+    """Calls a network and keeps, without waiting for the device, what tells whether its outputs were finite."""
+
+    network: Network
+    prediction: Prediction
+    alpha_bar: list[float]
+    sums: list[tuple[int, Tensor]] = field(default_factory=list)  # timestep and sum of each output since the last check
+
+    def __call__(self, x_t: Tensor, t: int, labels: Tensor) -> Tensor:
+        """eps of x_t's shape."""
+        output = self.network(x_t, t, labels)
+        self.sums.append((t, output.sum()))  # not finite if any of its values is not
+        return to_eps(self.prediction, output, x_t, self.alpha_bar[t])
+
+    def check(self) -> None:
+        """Raise FloatingPointError, naming the timestep, if an output was not finite. Waits for the device."""
+        timesteps, sums = zip(*self.sums, strict=True)
+        self.sums.clear()
+        for t, finite in zip(timesteps, torch.stack(sums).isfinite().tolist(), strict=True):
+            if not finite:
+                raise FloatingPointError(f"the network returned values that are not finite at timestep {t}")
