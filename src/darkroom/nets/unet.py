@@ -168,13 +168,19 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predict eps, float32 of x's shape, from x_t (N, C, H, W), timesteps t (N,) and labels int64 (N,)."""
-        embedding = self.time_mlp(timestep_embedding(t, self.base))
+        return self.denoise(x, self.embed(t, labels))
+
+    def embed(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The activated embedding (N, 4 * channels[0]) of timesteps and labels that every residual block receives."""
+        embedding: Tensor = self.time_mlp(timestep_embedding(t, self.base))
         if self.label_embedding is not None:
             if labels is None:
                 raise ValueError("a class-conditional network needs labels; the null class stands for none")
             embedding = embedding + self.label_embedding(labels)
-        embedding = F.silu(embedding)
+        return F.silu(embedding)
 
+    def denoise(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Predict eps, float32 of x's shape, from x_t and what `embed` gave."""
         h = self.stem(x)
         skips = [h]
         for module in self.down:
