@@ -1,18 +1,17 @@
 """Fetches raw images from S3, once. Endpoint, region and credentials come from the usual AWS environment."""
 
 import logging
-import re
 import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from darkroom.data.images import SUFFIXES
+from darkroom.data.s3_client import ATTEMPTS, connected, parse_uri
 from darkroom.errors import InputError
 from darkroom.files import read_json, replacing, write_json
 
@@ -23,8 +22,6 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 16  # downloads
 _PAGE = 1000  # objects per answer of the listing, S3's maximum
-_ATTEMPTS = 3  # per request, and per download that breaks off
-_CONNECT_SECONDS, _READ_SECONDS = 5, 30
 _SAVE_EVERY = 500  # downloads between two writes of the index: what a kill can lose
 _REPORT_SECONDS = 5.0
 
@@ -50,10 +47,10 @@ def fetch(uri: str, raw: Path) -> Path:
     beside the directory records with the listing's size and ETag are not downloaded again, so an interrupted fetch
     carries on. Raises InputError, naming the URI, for whatever keeps the images from being fetched.
     """
-    bucket, prefix = parse_uri(uri)
+    bucket, prefix = parse_uri(uri, "params.yaml: data.source")
     directory = raw / "s3" / bucket / quote(prefix or "/", safe="")
     index_file = directory.with_name(directory.name + ".json")
-    with _explained(uri, bucket) as client:
+    with connected(uri, bucket, "s3:ListBucket and s3:GetObject", at_once=_AT_ONCE) as client:
         remotes = _list(client, uri, bucket, prefix)
         index = _read_index(index_file)
         complete = {r.path for r in remotes if index.get(r.path) == r.version and _has_size(directory / r.path, r.size)}
@@ -69,16 +66,6 @@ def fetch(uri: str, raw: Path) -> Path:
         finally:
             write_json(index_file, index)
     return directory
-
-
-def parse_uri(uri: str) -> tuple[str, str]:
-    """Bucket and prefix, the latter without slashes at its ends. Raises InputError for what is no such URI."""
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    prefix = prefix.strip("/")
-    parts = prefix.split("/") if prefix else []
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket) or any(part in ("", ".", "..") for part in parts):
-        raise InputError(f"params.yaml: data.source = {uri!r}: expected s3://bucket/prefix")
-    return bucket, prefix
 
 
 def _list(client: "S3Client", uri: str, bucket: str, prefix: str) -> list[Remote]:
@@ -138,7 +125,7 @@ def _download(client: "S3Client", bucket: str, remote: Remote, destination: Path
     """One object to one file, whole or not at all."""
     from botocore.exceptions import HTTPClientError, IncompleteReadError
 
-    for attempt in range(1, _ATTEMPTS + 1):
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             with replacing(destination) as temporary:
                 # IfMatch: an object that was overwritten since it was listed is an error, not a mixture.
@@ -153,7 +140,7 @@ def _download(client: "S3Client", bucket: str, remote: Remote, destination: Path
             HTTPClientError,
             IncompleteReadError,
         ):  # the connection broke off inside the body; boto3 does not retry that
-            if attempt == _ATTEMPTS:
+            if attempt == ATTEMPTS:
                 raise
             time.sleep(0.5 * attempt)
 
@@ -179,61 +166,3 @@ def _remove_others(directory: Path, listed: set[str]) -> None:
                 path.rmdir()
         elif path.relative_to(directory).as_posix() not in listed:
             path.unlink()
-
-
-@contextmanager
-def _explained(uri: str, bucket: str) -> Iterator["S3Client"]:
-    """A client whose errors arrive as InputErrors."""
-    import boto3
-    from botocore import exceptions
-    from botocore.config import Config
-
-    endpoint = "S3"
-    try:
-        client = boto3.Session().client(
-            "s3",
-            config=Config(
-                connect_timeout=_CONNECT_SECONDS,
-                read_timeout=_READ_SECONDS,
-                retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-                max_pool_connections=_AT_ONCE,
-            ),
-        )
-        endpoint = _host(client.meta.endpoint_url)
-        yield client
-    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
-        raise InputError(
-            f"{uri}: no AWS credentials ({_one_line(error)}); "
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        ) from None
-    except exceptions.ClientError as error:
-        raise InputError(f"{uri}: {_refusal(error, bucket, endpoint)}") from None
-    except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
-        # Its own text repeats the URL with all that is in it.
-        reason = type(error).__name__
-        raise InputError(f"{uri}: cannot reach {endpoint} ({reason}); AWS_ENDPOINT_URL sets the endpoint") from None
-    except (exceptions.BotoCoreError, ValueError) as error:
-        raise InputError(f"{uri}: {_one_line(error)}") from None
-
-
-def _refusal(error: Exception, bucket: str, endpoint: str) -> str:
-    """What the server said, in the reader's words."""
-    answer = getattr(error, "response", {})
-    code = str(answer.get("Error", {}).get("Code", ""))
-    if code == "NoSuchBucket":
-        return f"no bucket {bucket!r} at {endpoint}"
-    if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
-        return f"{endpoint} refuses these credentials ({code}); they need s3:ListBucket and s3:GetObject on {bucket!r}"
-    if code in ("PreconditionFailed", "412", "NoSuchKey", "404"):
-        return "an object was changed or deleted while it was fetched; run the stage again"
-    return _one_line(error)
-
-
-def _host(url: str) -> str:
-    """The endpoint without what a URL may carry beside it."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

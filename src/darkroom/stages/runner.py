@@ -10,32 +10,44 @@ from pathlib import Path
 from darkroom.errors import InputError, Interrupted, StageFailed
 from darkroom.workspace import Workspace
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
+DONE, FAILED, BAD_INPUT, INTERRUPTED, STOPPED = 0, 1, 2, 75, 130
 
 
-def main(run: Callable[[Workspace], None]) -> None:
-    """Run a stage in the project that holds the working directory and exit with its code; `DVC_STAGE` names it."""
+def main(run: Callable[[Workspace], None], *, ranks: bool = False) -> None:
+    """Run a stage in the project that holds the working directory and exit with its code; `DVC_STAGE` names it.
+
+    `ranks` says that the stage can run on several processes, if `DARKROOM_NPROC` asks for them.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("darkroom").setLevel(logging.INFO)
     # A stage that has nothing to save ends like Ctrl-C on SIGTERM too: outputs are only ever renamed into place.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(outcome(run, os.environ.get("DVC_STAGE", Path(sys.argv[0]).stem)))
+    name = os.environ.get("DVC_STAGE", Path(sys.argv[0]).stem)
+    if ranks:
+        from darkroom.stages.launch import on_ranks
+
+        sys.exit(on_ranks(run, name))
+    sys.exit(outcome(run, name))
 
 
-def outcome(run: Callable[[Workspace], None], name: str) -> int:
-    """The exit code of `run`; what went wrong is printed to stderr. Defects keep their traceback (exit code 1)."""
+def outcome(run: Callable[[Workspace], None], name: str, say: Callable[[str], None] | None = None) -> int:
+    """The exit code of `run`; what went wrong goes to `say`, or else to stderr with `name` before each line.
+
+    Defects keep their traceback (exit code 1).
+    """
+    say = say or (lambda text: print(*(f"{name}: {line}" for line in text.splitlines()), sep="\n", file=sys.stderr))
     try:
         run(Workspace.find())
     except InputError as error:
-        print(*(f"{name}: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
+        say(str(error))
         return BAD_INPUT
     except StageFailed as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        say(str(error))
         return FAILED
     except Interrupted as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        say(str(error))
         return INTERRUPTED
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
+        say("interrupted; nothing half-written is left")
+        return STOPPED
     return DONE

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from darkroom.data.dataset import DatasetInfo, load_info, load_split
 from darkroom.device import choose_device
-from darkroom.diffusion.model import CARD_FILE, WEIGHTS_FILE, ModelCard
+from darkroom.diffusion.card import CARD_FILE, WEIGHTS_FILE, ModelCard
 from darkroom.errors import Interrupted
 from darkroom.files import digest_file, replacing, write_json, write_text
 from darkroom.params import Params
@@ -96,6 +96,7 @@ def _write_outputs(
         classes=info.classes,
         unet=params.train.model,
         schedule=params.train.schedule,
+        prediction=params.train.prediction,
         label_dropout=params.train.label_dropout,
         fingerprint=fingerprint,
         data_digest=info.digest,

@@ -6,12 +6,20 @@ a batch that is split over micro-batches or ranks has the same content.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.model import to_unit_range
-from darkroom.diffusion.objective import add_noise, drop_labels
+from darkroom.diffusion.objective import (
+    Prediction,
+    Weighting,
+    add_noise,
+    drop_labels,
+    loss_weight,
+    training_target,
+)
+from darkroom.diffusion.pixels import to_unit_range
 from darkroom.randomness import Purpose, integers, normal, permutation, uniform
 
 
@@ -38,6 +46,44 @@ class DataOrder:
         return permutation(self.seed, Purpose.DATA_ORDER, epoch, self.num_images) if known is None else known
 
 
+class Images(Protocol):
+    """The images and labels of consecutive global samples, wherever they are kept."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where training takes place."""
+
+    def __call__(self, first: int, size: int) -> tuple[Tensor, Tensor]:
+        """Images uint8 (size, C, H, W) and labels int64 (size,) of samples first … first + size - 1, on `device`."""
+
+    def close(self) -> None:
+        """End whatever works in the background."""
+
+
+class ResidentImages:
+    """All images in the memory of the device, where batches are gathered."""
+
+    def __init__(self, images: Tensor, labels: Tensor, order: DataOrder) -> None:
+        """`images` uint8 (N, C, H, W) and `labels` int64 (N,), both on the training device."""
+        self._images, self._labels, self._order = images, labels, order
+
+    @property
+    def device(self) -> torch.device:
+        return self._images.device
+
+    def __call__(self, first: int, size: int) -> tuple[Tensor, Tensor]:
+        chosen = without_waiting(self._order(torch.arange(first, first + size)), self.device)
+        return self._images[chosen], self._labels[chosen]
+
+    def close(self) -> None:
+        """Nothing works in the background here."""
+
+
+def without_waiting(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor`, which is on the CPU, on `device`; a plain copy to a GPU waits until the GPU has nothing else to do."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one training step is about; everything is on the training device."""
@@ -45,35 +91,48 @@ class Batch:
     x_t: Tensor  # float32 (B, C, H, W)
     t: Tensor  # int64 (B,)
     labels: Tensor  # int64 (B,), some replaced by the null class
-    eps: Tensor  # float32 (B, C, H, W)
+    target: Tensor  # float32 (B, C, H, W): eps, x_0 or v
+    weight: Tensor | None  # float32 (B,): how much each sample's loss counts; None if all count 1
 
 
 @dataclass(frozen=True)
 class BatchSource:
-    """The training images on the device as uint8, and what turns global sample indices into a batch of them."""
+    """Turns global sample indices into a batch of them; `close` it when the training is over."""
 
-    images: Tensor  # uint8 (N, C, H, W)
-    labels: Tensor  # int64 (N,)
-    alpha_bar: Tensor  # float64 (T,)
-    order: DataOrder
+    images: Images
+    alpha_bar: Tensor  # float64 (T,), on the device of the images
     seed: int
+    prediction: Prediction
+    loss_weighting: Weighting
     label_dropout: float
     null_class: int
     horizontal_flip: bool
 
     def __call__(self, first: int, size: int) -> Batch:
-        """The batch of global samples first … first + size - 1."""
-        samples = torch.arange(first, first + size)
-        chosen = self.order(samples).to(self.images.device)
-        samples = samples.to(self.images.device)
-        x_0 = to_unit_range(self.images[chosen])
+        """The batch of global samples first … first + size - 1: any slice, in any order.
+
+        Streamed images are read ahead for a `first` that grows by the same amount from call to call. Raises StageFailed
+        when they cannot be read.
+        """
+        images, labels = self.images(first, size)
+        samples = torch.arange(first, first + size, device=self.images.device)
         if self.horizontal_flip:
             flip = uniform(self.seed, Purpose.FLIP, samples) < 0.5
-            x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
+            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        x_0 = to_unit_range(images)
         t = integers(self.seed, Purpose.TIMESTEP, samples, len(self.alpha_bar))
         eps = normal(self.seed, Purpose.TRAINING_NOISE, samples, tuple(x_0.shape[1:]))
-        labels = self.labels[chosen]
         if self.label_dropout > 0:
             coin = uniform(self.seed, Purpose.LABEL_DROP, samples)
             labels = drop_labels(labels, coin, self.label_dropout, self.null_class)
-        return Batch(add_noise(x_0, eps, self.alpha_bar, t), t, labels, eps)
+        return Batch(
+            x_t=add_noise(x_0, eps, self.alpha_bar, t),
+            t=t,
+            labels=labels,
+            target=training_target(self.prediction, x_0, eps, self.alpha_bar, t),
+            weight=loss_weight(self.loss_weighting, self.prediction, self.alpha_bar, t),
+        )
+
+    def close(self) -> None:
+        """End the thread that reads ahead, if there is one."""
+        self.images.close()

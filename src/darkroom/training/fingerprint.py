@@ -7,7 +7,16 @@ from darkroom.params import TrainParams
 
 # What training computes with. The stage around it (progress, logging, MLflow) can change without a new fingerprint.
 _PACKAGE = Path(__file__).resolve().parents[1]
-CODE = ("data/dataset.py", "diffusion", "nets/unet.py", "randomness.py", "training")
+CODE = (
+    "data/dataset.py",
+    "diffusion/card.py",
+    "diffusion/objective.py",
+    "diffusion/pixels.py",
+    "diffusion/schedules.py",
+    "nets/unet.py",
+    "randomness.py",
+    "training",
+)
 
 
 def training_fingerprint(params: TrainParams, data_digest: str) -> str:

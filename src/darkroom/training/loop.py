@@ -1,4 +1,4 @@
-"""Training a noise-predicting UNet, from the first step or from wherever the last process was stopped."""
+"""Training a denoising UNet, from the first step or from wherever the last process was stopped."""
 
 import math
 import signal
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darkroom.diffusion.objective import simple_loss
+from darkroom.diffusion.objective import diffusion_loss
 from darkroom.errors import Interrupted, StageFailed
 from darkroom.params import TrainParams
 from darkroom.randomness import Purpose, random_words
@@ -116,7 +116,7 @@ def train(
 
             batch = batches(step * params.batch_size, params.batch_size)
             with _autocast(params.precision, device):
-                loss = simple_loss(network, batch.x_t, batch.t, batch.labels, batch.eps)
+                loss = diffusion_loss(network(batch.x_t, batch.t, batch.labels), batch.target, batch.weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             grad_norm = nn.utils.clip_grad_norm_(network.parameters(), params.gradient_clip)

@@ -3,24 +3,25 @@
 import torch
 
 from darkroom.data.dataset import DatasetInfo, Split
-from darkroom.diffusion.model import build_unet
+from darkroom.diffusion.card import build_unet
 from darkroom.diffusion.schedules import make_schedule
 from darkroom.nets.unet import UNet
 from darkroom.params import TrainParams
 from darkroom.training.batches import BatchSource, DataOrder
+from darkroom.training.streaming import open_images
 
 
 def set_up(params: TrainParams, info: DatasetInfo, data: Split, device: torch.device) -> tuple[UNet, BatchSource]:
-    """The network and the batches on `device`, functions of the arguments alone."""
+    """The network and the batches on `device`, functions of the arguments alone. Close the batches after training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         network = build_unet(params.model, info.image_size, info.channels, len(info.classes), params.label_dropout)
     batches = BatchSource(
-        images=torch.tensor(data.images, device=device),
-        labels=torch.tensor(data.labels, device=device),
+        images=open_images(data, DataOrder(params.seed, len(data.labels)), device),
         alpha_bar=make_schedule(params.schedule.name, params.schedule.num_timesteps).alpha_bar.to(device),
-        order=DataOrder(params.seed, len(data.labels)),
         seed=params.seed,
+        prediction=params.prediction,
+        loss_weighting=params.loss_weighting,
         label_dropout=params.label_dropout,
         null_class=len(info.classes),
         horizontal_flip=params.horizontal_flip,

@@ -28,6 +28,8 @@ PARAMS = TrainParams.model_validate(
             "time_conditioning": "additive",
         },
         "schedule": {"name": "cosine", "num_timesteps": 100},
+        "prediction": "eps",
+        "loss_weighting": "simple",
         "steps": 12,
         "batch_size": 8,
         "learning_rate": 1e-3,
