@@ -1,6 +1,7 @@
-"""`darkroom <command>`: the registry at the command line. Each command imports what it needs: --help is quick."""
+"""`darkroom <command>`: pictures and the registry. Each command imports what it needs, so that --help is quick."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -45,7 +46,7 @@ def _outcome(command: Callable[["Workspace", argparse.Namespace], int], options:
     except StageFailed as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted; the registry is as it was", 130)
+        return _fail("interrupted; everything is as it was", 130)
 
 
 def _fail(message: object, code: int) -> int:
@@ -56,7 +57,7 @@ def _fail(message: object, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="darkroom",
-        description="Keeps a class-conditional diffusion model in production: `dvc repro` computes, this ships.",
+        description="Keeps a class-conditional diffusion model in production: DVC computes, this draws and ships.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -78,8 +79,126 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reason", metavar="TEXT", required=True, help="why; kept in the history")
     add("history", _history, "list every promotion, refusal and rollback: the oldest first")
     add("status", _status, "show which versions serve and wait: with figures, and how to pull the champion")
+    _add_sample(add("sample", _sample, "draw images to look at: a grid, single PNGs and the film of their denoising"))
+    _add_ema(add("ema", _ema, "make the EMA of another width: from the snapshots that training left, without training"))
     add("params", _params, "check params.yaml: prints each mistake, or that there is none")
     return parser
+
+
+def _add_sample(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", metavar="WHERE", help="a directory or models:/NAME@ALIAS of MLflow (default: models/)")
+    sub.add_argument("--class", dest="classes", nargs="+", default=[], metavar="CLASS", help="by name or number (all)")
+    sub.add_argument("--num", type=int, default=8, metavar="N", help="images of each class (8)")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other images (0)")
+    sub.add_argument("--out", default="samples", metavar="DIR", help="where to put them (samples)")
+    sub.add_argument("--film", action="store_true", help="the denoising as well: film.gif and film.png")
+    sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once; changes no image (64)")
+    sub.add_argument("--compile", action="store_true", help="torch.compile first: pays for many images on a GPU")
+    how = sub.add_argument_group("how (default: as the model was measured, else as params.yaml says under sample)")
+    for option, kind, text in (
+        ("--sampler", str, "ddpm, ddpm_beta, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s or heun"),
+        ("--steps", int, "timesteps to visit"),
+        ("--spacing", str, "of the timesteps: trailing, leading, linspace or log_snr"),
+        ("--eta", float, "noise of ddim, 0 to 1"),
+        ("--clipping", str, "of the estimate of x_0: none, static or dynamic"),
+        ("--guidance-scale", float, "1 conditional, 0 unconditional, more: truer to the class"),
+        ("--precision", str, "fp32 or bf16"),
+    ):
+        how.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=text)
+    how.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=argparse.SUPPRESS,
+        metavar=("LOW", "HIGH"),
+        help="noise levels sigma between which to guide",
+    )
+
+
+def _add_ema(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--width",
+        type=float,
+        required=True,
+        metavar="W",
+        help="standard deviation of the average, as a share of the training's length: above 0, at most 0.25",
+    )
+    sub.add_argument("--step", type=int, metavar="N", help="the average after N steps (default: after the last)")
+    sub.add_argument("--output", metavar="DIR", help="where to put the model (default: models/ema-WIDTH)")
+
+
+def _sample(workspace: "Workspace", options: argparse.Namespace) -> int:
+    import tempfile
+    from pathlib import Path
+
+    from darkroom.device import choose_device
+    from darkroom.diffusion.model import DiffusionModel, read_draw_params
+    from darkroom.evaluation.pictures import check_destination, draw_pictures, find_labels
+    from darkroom.params import DrawParams
+    from darkroom.progress import progress
+
+    for name, least in (("num", 1), ("batch_size", 1), ("seed", 0)):
+        if not least <= getattr(options, name) < 2**63:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected {least} or more")
+    out = Path(options.out)
+    check_destination(out)
+    with tempfile.TemporaryDirectory(prefix="darkroom-") as fetched:
+        directory = Path(options.model) if options.model else workspace.models
+        if ":/" in (options.model or ""):
+            from darkroom.registry.fetch import fetch_model
+
+            directory = fetch_model(workspace, options.model, Path(fetched))
+        model = DiffusionModel.load(directory, choose_device(), compiled=options.compile)
+        settings = read_draw_params(directory) or workspace.params().sample
+    asked = {name: value for name, value in vars(options).items() if name in DrawParams.model_fields}
+    settings = settings.with_sampler(asked.get("sampler", settings.sampler)).changed(**asked)
+    labels = find_labels(model.card.classes, options.classes)
+    batches = -(-len(labels) * options.num // options.batch_size)
+    shown = contextlib.nullcontext() if options.json else progress("drawing", batches * settings.steps, "steps")
+    with shown as advance:
+        images = draw_pictures(
+            model,
+            settings,
+            labels,
+            options.num,
+            options.seed,
+            out,
+            film=options.film,
+            batch_size=options.batch_size,
+            progress=advance,
+        )
+    files = ["grid.png", *(["film.gif", "film.png"] if options.film else []), "samples.json"]
+    if options.json:
+        _print_json({"directory": str(out), "files": files, "images": len(images)})
+    else:
+        print(f"{len(images)} images in {out}: {', '.join(files)} and one file each")
+    return DONE
+
+
+def _ema(workspace: "Workspace", options: argparse.Namespace) -> int:
+    import os
+    from pathlib import Path
+
+    from darkroom.progress import progress
+    from darkroom.training.ema import width_name
+    from darkroom.training.posthoc import open_snapshots, plan_average, write_model
+    from darkroom.training.snapshots import DIRECTORY
+
+    snapshots = workspace.models / DIRECTORY
+    plan = plan_average(open_snapshots(snapshots), options.width, options.step)
+    name = f"ema-{width_name(plan.width)}" + ("" if options.step is None else f"-step-{plan.step}")
+    target = Path(options.output) if options.output else workspace.models / name
+    shown = contextlib.nullcontext() if options.json else progress("averaging", len(plan.snapshots), "snapshots")
+    with shown as advance:
+        made = write_model(workspace.models, snapshots, plan, target, advance)
+    if options.json:
+        _print_json(dataclasses.asdict(made) | {"directory": str(target)})
+    else:
+        where = os.path.relpath(target)
+        print(f"width {width_name(made.width)} after step {made.step}: weights {made.weights_digest[:12]} in {where}")
+        print(f"residual {made.residual:.2g}: the share of the wanted average that the snapshots could not make")
+        print(f"look at it:  darkroom sample --model {where}")
+    return DONE
 
 
 def _register(workspace: "Workspace", options: argparse.Namespace) -> int:

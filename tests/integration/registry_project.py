@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from darkroom.diffusion.model import CARD_FILE, WEIGHTS_FILE, ModelCard, build_unet
+from darkroom.diffusion.card import CARD_FILE, WEIGHTS_FILE, ModelCard, build_unet
 from darkroom.evaluation.features import CARD_FILE as EXTRACTOR_CARD
 from darkroom.evaluation.features import WEIGHTS_FILE as EXTRACTOR_WEIGHTS
 from darkroom.evaluation.features import Extractor, ExtractorCard
@@ -97,6 +97,10 @@ def score_record(
         "num_images": 20,
         "sampler": "dpmpp_2m",
         "steps": 3,
+        "spacing": "trailing",
+        "eta": 0.0,
+        "clipping": "static",
+        "guidance_interval": None,
     }
     fields |= {"guidance_scale": 2.0, "seed": 0, "precision": "fp32", "kid_subsets": 2, "kid_subset_size": 5}
     measured = Protocol.model_validate(fields | protocol)

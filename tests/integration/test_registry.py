@@ -19,14 +19,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from darkroom.cli import main
-from darkroom.diffusion.model import DiffusionModel
+from darkroom.diffusion.model import DiffusionModel, read_draw_params
 from darkroom.errors import InputError, StageFailed
 from darkroom.evaluation.rescore import score_model
 from darkroom.files import digest_file, read_json, write_json, write_text
+from darkroom.registry.fetch import fetch_model
 from darkroom.registry.lineage import sync_run
 from darkroom.registry.promotion import history, promote, register, rollback, status
 from darkroom.registry.runs import TrainingLog
-from darkroom.registry.tracking import connect, tracking_uri
+from darkroom.registry.tracking import RegistryUnavailable, connect, tracking_uri
 from darkroom.registry.versions import stored_score, version_at
 from darkroom.workspace import Workspace
 from tests.integration.registry_project import (
@@ -445,11 +446,34 @@ def test_the_model_draws_in_a_clean_process_from_another_directory(workspace: Wo
     assert not set(found["other"]) & set(found["first"])
     assert found["default"] == found["spelled"]
     # the oracle: the core's own sampler
-    drawn = DiffusionModel.load(workspace.models).draw(
-        torch.arange(10), seed=3, sampler="dpmpp_2m", steps=3, guidance_scale=2.0
-    )
+    settings = workspace.params().sample.changed(sampler="dpmpp_2m", steps=3, guidance_scale=2.0)
+    drawn = DiffusionModel.load(workspace.models).draw(torch.arange(10), settings, seed=3)
     for image, expected in zip(images, drawn, strict=True):
         assert list(image.tobytes()) == expected.flatten().tolist()
+
+
+def test_a_registered_model_is_fetched_as_files_and_draws_like_the_one_on_disk(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_params(workspace, "sample", spacing="log_snr", clipping="dynamic", guidance_interval=[0.1, 50.0])
+    write_score(workspace, spacing="log_snr", clipping="dynamic", guidance_interval=[0.1, 50.0])
+    register(workspace)
+    empty = tmp_path / "fetched"
+    empty.mkdir()
+    directory = fetch_model(workspace, "models:/digits@challenger", empty)
+    assert sorted(path.name for path in directory.iterdir()) == ["draw.json", "ema.safetensors", "model.json"]
+    measured = read_draw_params(directory)
+    assert measured is not None
+    assert measured == workspace.params().sample.changed()
+    fetched, own = DiffusionModel.load(directory), DiffusionModel.load(workspace.models)
+    assert fetched.card == own.card
+    labels = torch.arange(4)
+    assert torch.equal(fetched.draw(labels, measured, seed=1), own.draw(labels, measured, seed=1))
+    with pytest.raises(InputError, match="models:/digits/7: "):
+        fetch_model(workspace, "models:/digits/7", empty)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(RegistryUnavailable, match="does not answer"):
+        fetch_model(workspace, "models:/digits@challenger", empty)
 
 
 @pytest.fixture(scope="module")
@@ -479,7 +503,7 @@ LABELS = pd.DataFrame({"class_label": [0, 1]})
     [
         (LABELS, {"guidance": 3.0}, r"unknown parameter 'guidance': expected guidance_scale, sampler, steps, seed"),
         (LABELS, {"guidance_scale": 3.0, "stepps": 5}, "unknown parameter 'stepps'"),
-        (LABELS, {"steps": 0}, "steps = 0: expected 1 to 1000"),
+        (LABELS, {"steps": 0}, "steps = 0: expected at least 1"),
         (LABELS, {"steps": 1001}, "steps = 1001"),
         (LABELS, {"guidance_scale": -1.0}, "guidance_scale = -1"),
         (LABELS, {"guidance_scale": float("nan")}, "guidance_scale = nan"),

@@ -15,27 +15,41 @@ def balanced_labels(num_images: int, num_classes: int) -> Tensor:
     return torch.arange(num_images) % num_classes
 
 
-def draw_samples(
-    model: DiffusionModel, params: SampleParams, progress: Callable[[int], None] | None = None
-) -> SampleSet:
-    """Draw the evaluation images. `progress` counts finished images, up to 2 N."""
-    labels = balanced_labels(params.num_images, len(model.card.classes))
+def draw_share(
+    model: DiffusionModel, params: SampleParams, share: slice, progress: Callable[[int], None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The evaluation images number share.start … share.stop - 1, without and with guidance: uint8 (n, C, H, W) each.
+
+    They are the same in any share. `progress` counts finished images, up to 2 n.
+    """
+    index = torch.arange(params.num_images)[share]
+    labels = balanced_labels(params.num_images, len(model.card.classes))[share]
 
     def draw(guidance_scale: float, done_before: int) -> Tensor:
         return model.draw(
             labels,
+            params.changed(guidance_scale=guidance_scale),
             seed=params.seed,
-            sampler=params.sampler,
-            steps=params.steps,
-            guidance_scale=guidance_scale,
-            precision=params.precision,
+            index=index,
             batch_size=params.batch_size,
             progress=(lambda done: progress(done_before + done)) if progress else None,
         )
 
     unguided = draw(1.0, 0)
-    guided = unguided if params.guidance_scale == 1 else draw(params.guidance_scale, params.num_images)
+    return unguided, unguided if params.guidance_scale == 1 else draw(params.guidance_scale, len(index))
+
+
+def sample_set(model: DiffusionModel, params: SampleParams, unguided: Tensor, guided: Tensor) -> SampleSet:
+    """All evaluation images, uint8 (N, C, H, W) each, with what they were drawn from."""
+    labels = balanced_labels(params.num_images, len(model.card.classes))
     return SampleSet(unguided, guided, labels, params, model.card.weights_digest, is_finite(model))
+
+
+def draw_samples(
+    model: DiffusionModel, params: SampleParams, progress: Callable[[int], None] | None = None
+) -> SampleSet:
+    """Draw the evaluation images in this process. `progress` counts finished images, up to 2 N."""
+    return sample_set(model, params, *draw_share(model, params, slice(0, params.num_images), progress))
 
 
 def is_finite(model: DiffusionModel) -> bool:

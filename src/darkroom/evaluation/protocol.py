@@ -23,9 +23,13 @@ class Protocol(_Record):
     num_images: int
     sampler: str
     steps: int
+    spacing: str
+    eta: float
+    clipping: str
     guidance_scale: float  # of the guided set; the unguided one has 1
-    seed: int
+    guidance_interval: list[float] | None
     precision: str
+    seed: int
     sample_dtype: Literal["uint8"] = "uint8"
     resize: Literal["none"] = "none"  # features are taken at the images' own size
     kid_subsets: int

@@ -10,15 +10,12 @@ from darkroom.evaluation.protocol import Protocol, RealScore, ScoreRecord, SetSc
 from darkroom.evaluation.reference import Reference
 from darkroom.evaluation.samples import SampleSet
 from darkroom.files import digest_tree
-from darkroom.params import EvaluateParams
+from darkroom.params import DrawParams, EvaluateParams
 
 # What a score depends on beside parameters, weights and reference.
 _PACKAGE = Path(__file__).resolve().parents[1]
 CODE = (
-    "diffusion/guidance.py",
-    "diffusion/model.py",
-    "diffusion/samplers.py",
-    "diffusion/schedules.py",
+    "diffusion",
     "evaluation/distances.py",
     "evaluation/drawing.py",
     "evaluation/features.py",
@@ -58,11 +55,8 @@ def score_samples(samples: SampleSet, extractor_dir: Path, evaluate: EvaluatePar
         extractor=extractor.card.weights_digest,
         reference=reference.statistics.features_digest,
         num_images=len(samples.labels),
-        sampler=params.sampler,
-        steps=params.steps,
-        guidance_scale=params.guidance_scale,
+        **{name: getattr(params, name) for name in DrawParams.model_fields},
         seed=params.seed,
-        precision=params.precision,
         kid_subsets=evaluate.kid_subsets,
         kid_subset_size=evaluate.kid_subset_size,
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darkroom.diffusion.model import DiffusionModel, ModelCard
+from darkroom.diffusion.card import ModelCard
+from darkroom.diffusion.model import DiffusionModel
 from darkroom.errors import InputError
 from darkroom.evaluation.drawing import is_finite
 from darkroom.evaluation.protocol import ScoreRecord

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import darkroom
-from darkroom.diffusion.model import CARD_FILE, WEIGHTS_FILE, ModelCard
-from darkroom.params import SampleParams
+from darkroom.diffusion.card import CARD_FILE, WEIGHTS_FILE, ModelCard
+from darkroom.diffusion.model import DRAW_FILE
+from darkroom.files import write_json
+from darkroom.params import DrawParams, SampleParams
 from darkroom.registry.tracking import import_mlflow
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def log_package(run_id: str, models: Path, card: ModelCard, sample: SampleParams
         weights.mkdir()
         for name in (WEIGHTS_FILE, CARD_FILE):
             shutil.copyfile(models / name, weights / name)
+        write_json(weights / DRAW_FILE, {name: getattr(sample, name) for name in DrawParams.model_fields})
         with _without_bytecode(), mlflow.start_run(run_id=run_id):
             return mlflow.pyfunc.log_model(
                 name="model",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from darkroom.errors import InputError
 from darkroom.evaluation.protocol import ScoreRecord
-from darkroom.params import Params
+from darkroom.params import DrawParams, Params
 from darkroom.registry.lineage import Outputs, lineage_tags, read_outputs, score_figures, sync_outputs
 from darkroom.registry.package import log_package
 from darkroom.registry.tracking import connect, current, tracking_uri, unavailable_is_one_line
@@ -152,9 +152,8 @@ def serves_otherwise(version: "ModelVersion", record: ScoreRecord) -> list[str]:
 
 
 def _defaults(record: ScoreRecord) -> dict[str, object]:
-    protocol = record.protocol
-    drawn = {"guidance_scale": protocol.guidance_scale, "sampler": protocol.sampler, "steps": protocol.steps}
-    return drawn | {"code": protocol.code}
+    drawn = {name: getattr(record.protocol, name) for name in DrawParams.model_fields}
+    return drawn | {"code": record.protocol.code}
 
 
 def store_score(client: "MlflowClient", name: str, version: "ModelVersion", record: ScoreRecord) -> None:

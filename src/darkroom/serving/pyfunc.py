@@ -19,7 +19,7 @@ from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import Image
 
-from darkroom.diffusion.model import DiffusionModel
+from darkroom.diffusion.model import DRAW_FILE, DiffusionModel, read_draw_params
 from darkroom.errors import InputError
 
 ARTIFACT = "model"  # the directory with ema.safetensors and model.json
@@ -33,9 +33,14 @@ class ImageGenerator(PythonModel):
     """Draws one image per row. Row i's image depends on its label, i and the parameters, not on other rows."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read the weights; their digest has to be the one in the model card."""
+        """Read the weights, which have to be those of the model card, and the settings they were measured with."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = DiffusionModel.load(Path(context.artifacts[ARTIFACT]), device)
+        directory = Path(context.artifacts[ARTIFACT])
+        self.model = DiffusionModel.load(directory, device)
+        settings = read_draw_params(directory)
+        if settings is None:
+            raise InputError(f"{directory / DRAW_FILE}: no such file")
+        self.measured = settings
 
     @property
     def weights_digest(self) -> str:
@@ -62,13 +67,10 @@ class ImageGenerator(PythonModel):
             seed = params["seed"]
             if not 0 <= seed < 1 << 63:
                 raise InputError(f"seed = {seed}: expected 0 to 2**63 - 1")
-            images = self.model.draw(
-                labels,
-                seed=seed,
-                sampler=params["sampler"],
-                steps=params["steps"],
-                guidance_scale=params["guidance_scale"],
+            settings = self.measured.with_sampler(params["sampler"]).changed(
+                steps=params["steps"], guidance_scale=params["guidance_scale"]
             )
+            images = self.model.draw(labels, settings, seed=seed)
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         return pd.DataFrame({OUTPUT: [_png(image) for image in images]}, index=model_input.index, dtype=object)

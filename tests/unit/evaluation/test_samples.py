@@ -8,11 +8,10 @@ from darkroom.evaluation.drawing import balanced_labels, draw_samples
 from darkroom.evaluation.grid import labelled_grid
 from darkroom.evaluation.samples import SampleSet
 from darkroom.params import SampleParams
-from tests.unit.diffusion.test_model import CLASSES, write_model
+from tests.unit.diffusion.test_model import CLASSES, SETTINGS, write_model
 
-PARAMS = SampleParams(
-    sampler="ddim", steps=3, guidance_scale=2.0, num_images=23, batch_size=10, precision="fp32", seed=0
-)
+DRAW = SETTINGS.changed(sampler="ddim", steps=3)
+PARAMS = SampleParams(**DRAW.model_dump(), num_images=23, batch_size=10, seed=0)
 
 
 def test_labels_are_balanced():
@@ -27,9 +26,8 @@ def test_both_sets_are_drawn_by_the_same_seed_and_stored_whole(tmp_path):
     samples = draw_samples(model, PARAMS, seen.append)
     assert seen == [10, 20, 23, 33, 43, 46]
     labels = balanced_labels(23, 10)
-    settings = {"seed": 0, "sampler": "ddim", "steps": 3, "batch_size": 10}
-    assert torch.equal(samples.unguided, model.draw(labels, guidance_scale=1.0, **settings))
-    assert torch.equal(samples.guided, model.draw(labels, guidance_scale=2.0, **settings))
+    assert torch.equal(samples.unguided, model.draw(labels, DRAW.changed(guidance_scale=1.0), seed=0))
+    assert torch.equal(samples.guided, model.draw(labels, DRAW, seed=0))
     samples.write(tmp_path / "out")
     read = SampleSet.read(tmp_path / "out")
     assert read.params == PARAMS
@@ -64,6 +62,6 @@ def test_the_grid_shows_each_class_in_its_own_row(tmp_path, channels):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     picture = Image.open(tmp_path / "a.png")
     row = (picture.height - 24 + 4) / 10
-    column = picture.width - 12 - 16 * 52 + 4 + 10  # inside the first image of a row
+    column = picture.width - 12 - 4 * 52 + 4 + 10  # inside the first image of a row
     shades = [picture.getpixel((column, int(12 + row * k + 20))) for k in range(10)]
     assert shades == [(200, 200, 200) if k == 7 else (0, 0, 0) for k in range(10)]
