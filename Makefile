@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint ui serve lock setup clean
+.PHONY: help run test lint bench ui serve lock setup clean
 
 # The caller's own environments must not leak in; tools neither phone home nor look for updates.
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
@@ -47,6 +47,13 @@ lint: setup  ## ruff and mypy; repair what can be repaired with: ruff check --fi
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
+
+bench: setup .venv/bench/installed  ## time sampling beside two other libraries (ARGS=--write keeps the result)
+	@$(RUN) python -m benchmarks.sampling $(ARGS)
+
+.venv/bench/installed: benchmarks/requirements.txt .venv/installed
+	@$(UV) install --quiet --python $(BIN)/python --no-deps --target .venv/bench -r benchmarks/requirements.txt
+	@touch $@
 
 ui: setup  ## look at runs, curves and models in the browser: MLflow at http://127.0.0.1:5000
 	@uri=$$($(RUN) python -m flows.champion tracking-uri); \
