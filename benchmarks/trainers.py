@@ -68,13 +68,16 @@ def ours(name: str, precision: str, device: str, compiled: bool = False, channel
     from darkroom.data.dataset import DatasetInfo, Split
     from darkroom.device import choose_device
     from darkroom.params import load_params
-    from darkroom.training.loop import Tick, train
+    from darkroom.training.kernels import Variant
+    from darkroom.training.loop import Saving, train
     from darkroom.training.setup import set_up
+    from darkroom.training.ticks import Tick
 
     model, size = MODELS[name], size_of(name, device)
     os.environ["DARKROOM_DEVICE"] = device
     params = load_params(PARAMS / f"{RECIPES[name]}.yaml").train
-    changes = {"batch_size": size.batch_size, "precision": precision, "steps": 100 * size.steps}  # a hundred ticks
+    changes = {"batch_size": size.batch_size, "precision": precision, "ema_snapshots": 0}  # of which peers have none
+    changes["steps"] = 100 * size.steps  # a hundred ticks
     params = params.model_copy(update={**changes, "model": params.model.model_copy(update={"dropout": 0.0})})
     info = DatasetInfo(
         name=name,
@@ -87,10 +90,7 @@ def ours(name: str, precision: str, device: str, compiled: bool = False, channel
     shape = (NUM_IMAGES, model.image_channels, model.image_size, model.image_size)
     images, labels = torch.randint(0, 256, shape, dtype=torch.uint8), torch.arange(NUM_IMAGES) % NUM_CLASSES
     network, batches = set_up(params, info, Split(images.numpy(), labels.numpy()), choose_device())
-    if channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if compiled:
-        network.compile()
+    Variant(compiled, channels_last).apply(network)
 
     def run(turn: Callable[[], None]) -> None:
         def on_tick(_: Tick) -> None:
@@ -98,7 +98,8 @@ def ours(name: str, precision: str, device: str, compiled: bool = False, channel
 
         turn()
         with tempfile.TemporaryDirectory() as directory, contextlib.closing(batches):
-            train(network, batches, params, Path(directory), "", on_tick=on_tick, on_resume=print, save_every=1e9)
+            saving = Saving(every_seconds=1e9)
+            train(network, batches, params, Path(directory), "", on_tick=on_tick, on_resume=print, saving=saving)
 
     return Trainer("darkroom", network, lambda: network(*example(model, device)), run)
 

@@ -158,15 +158,16 @@ class TrainParams(Group):
     loss_weighting: Literal["simple", "min_snr"]  # min_snr: Hang 2023, gamma = 5
     steps: Positive
     batch_size: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
     lr_warmup_steps: Annotated[int, Field(ge=0)]
     lr_decay: Literal["constant", "cosine"]
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
     gradient_clip: Annotated[float, Field(gt=0)]
     label_dropout: Annotated[float, Field(ge=0, lt=1)]
     horizontal_flip: bool
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    precision: Literal["fp32", "bf16"]  # of the network; weights, loss, optimizer and EMA stay in fp32
+    ema_snapshots: Annotated[int, Field(ge=0, le=1000)]  # of power-function averages, for `darkroom ema`
+    precision: Literal["fp32", "tf32", "bf16"]  # of the network; weights, loss, optimizer and EMA stay in fp32
     seed: Seed
 
 

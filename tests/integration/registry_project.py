@@ -33,7 +33,7 @@ def make_project(root: Path) -> Workspace:
     content["train"]["steps"] = STEPS
     content["train"]["learning_rate"] = 2e-3
     content["reference"] |= {"channels": [8], "features": 8, "learning_rate": 2e-3}
-    content["sample"] |= {"steps": 3, "num_images": 20}
+    content["sample"] |= {"sampler": "dpmpp_2m", "steps": 3, "num_images": 20}
     content["registry"]["gate"] |= {"max_fid": 0.8, "max_fid_increase": 0.1}
     content["evaluate"] |= {"kid_subsets": 2, "kid_subset_size": 5}
     write_text(root / "params.yaml", yaml.safe_dump(content))
@@ -72,7 +72,7 @@ def write_model(workspace: Workspace, seed: int) -> str:
     run = {"fingerprint": fingerprint, "weights_digest": digest, "data_digest": "d" * 64, "steps": STEPS}
     write_json(workspace.models / "run.json", run)
     rows = [{"step": step, "images": step * 128, "loss": 1 / step, "lr": 2e-3} for step in range(1, STEPS + 1)]
-    write_text(workspace.train_reports / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(workspace.train_reports / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return digest
 
 

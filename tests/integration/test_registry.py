@@ -261,7 +261,7 @@ def _params_changed(project: Workspace) -> None:
         (_remove("models/model.json"), "model.json"),
         (_remove("models/run.json"), "run.json"),
         (_remove("reports/metrics.json"), "metrics.json"),
-        (_remove("reports/train/metrics.jsonl"), "metrics.jsonl"),
+        (_remove("reports/train/history.jsonl"), "history.jsonl"),
         (_other_weights, "sha256"),
         (_scores_of_another_model, "not of one model"),
         (_params_changed, "params.yaml: train changed"),

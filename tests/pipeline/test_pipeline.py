@@ -105,6 +105,8 @@ def test_every_output_of_the_design_is_there(project):
         "models/raw.safetensors",
         "models/model.json",
         "models/run.json",
+        "models/snapshots/snapshots.json",
+        "reports/train/history.jsonl",
         "reports/train/metrics.jsonl",
         "reports/train/loss.csv",
         "data/samples/samples.json",
@@ -115,8 +117,14 @@ def test_every_output_of_the_design_is_there(project):
     grid = Image.open(project / "reports" / "samples.png")
     assert grid.height > 500, "ten rows"
     assert grid.width > 200, "of four images"
-    rows = [json.loads(line) for line in (project / "reports/train/metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 41))
+    for name in ("history", "metrics"):
+        rows = [json.loads(line) for line in (project / f"reports/train/{name}.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == list(range(1, 41))
+        assert (
+            all(row["images_per_second"] > 0 for row in rows)
+            if name == "metrics"
+            else "images_per_second" not in rows[0]
+        )
 
 
 def test_the_report_shows_what_its_numbers_mean(project):

@@ -34,10 +34,10 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 CORE = ("data/dataset.py", "nets", "diffusion", "training", "evaluation")
 FORBIDDEN_IN_CORE = {"dvc", "prefect", "mlflow", "great_expectations", "boto3", "botocore", "pandas", "sklearn"}
 
-# No result depends on these: they find files, report errors, show progress and log to MLflow. A change here must not
-# invalidate a week of training, so stages do not declare them.
+# No result depends on these: they find files, report errors, show progress, start ranks, copy checkpoints and log to
+# MLflow. A change here must not invalidate a week of training, so stages do not declare them.
 LOOK_ON = {"__init__", "errors", "files", "params", "workspace", "progress", "device", "stages.runner", "stages.launch"}
-LOOK_ON |= {"registry", "stages", "registry.runs", "registry.tracking"}
+LOOK_ON |= {"registry", "stages", "stages.environment", "registry.mirror", "registry.runs", "registry.tracking"}
 
 
 def modules():

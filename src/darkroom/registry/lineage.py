@@ -182,14 +182,15 @@ def _write_final(
 
 
 def _history(workspace: Workspace) -> list[dict[str, float]]:
-    """The rows of `reports/train/metrics.jsonl`."""
-    path = workspace.train_reports / "metrics.jsonl"
+    """The rows of `reports/train/history.jsonl`, without the values that were not a number."""
+    path = workspace.train_reports / "history.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [{key: value for key, value in row.items() if value is not None} for row in rows]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}; `dvc repro` makes it anew") from None
 
 
 def _history_digest(workspace: Workspace) -> str:
-    path = workspace.train_reports / "metrics.jsonl"
+    path = workspace.train_reports / "history.jsonl"
     return digest_file(path) if path.is_file() else ""

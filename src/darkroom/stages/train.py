@@ -1,43 +1,82 @@
 """train: the UNet and its EMA, from the first step or from the last checkpoint of the same fingerprint."""
 
-import csv
-import io
-import json
-import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from darkroom.data.dataset import DatasetInfo, load_info, load_split
 from darkroom.device import choose_device
-from darkroom.diffusion.card import CARD_FILE, WEIGHTS_FILE, ModelCard
-from darkroom.errors import Interrupted
-from darkroom.files import digest_file, replacing, write_json, write_text
+from darkroom.errors import Interrupted, StageFailed
 from darkroom.params import Params
 from darkroom.progress import progress
+from darkroom.registry.mirror import S3Mirror
 from darkroom.registry.runs import TrainingLog
+from darkroom.stages import environment
 from darkroom.stages.runner import main
-from darkroom.training import checkpoints
+from darkroom.training import checkpoints, outputs
+from darkroom.training.distributed import Ranks, joined, rank_device
 from darkroom.training.fingerprint import training_fingerprint
 from darkroom.training.history import History
-from darkroom.training.loop import Tick, Trained, train
+from darkroom.training.loop import Saving, Trained, train
 from darkroom.training.setup import set_up
+from darkroom.training.ticks import Tick
 from darkroom.workspace import Workspace
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One training, as each of its ranks knows it."""
+
+    workspace: Workspace
+    params: Params
+    info: DatasetInfo
+    fingerprint: str
+
+    @property
+    def directory(self) -> Path:
+        """Where its checkpoints are."""
+        return self.workspace.checkpoints / self.fingerprint
+
+
 def run(workspace: Workspace) -> None:
-    """Write `models/*.safetensors`, `models/model.json`, `models/run.json` and `reports/train/`."""
+    """Write what a training leaves in `models/` and `reports/train/`. Of several ranks, the first one reports."""
     params, info = workspace.params(), load_info(workspace.prepared)
-    device = choose_device()
-    fingerprint = training_fingerprint(params.train, info.digest)
-    directory = workspace.checkpoints / fingerprint
-    with checkpoints.locked(directory):
-        log = TrainingLog.open(workspace, fingerprint, params, {"darkroom.data_digest": info.digest})
+    job = _Job(workspace, params, info, training_fingerprint(params.train, info.digest))
+    device = rank_device(choose_device())
+    with joined(device) as ranks:
+        if ranks.is_first:
+            _train_and_report(job, device, ranks)
+        else:
+            _train(job, device, ranks, lambda tick: None, lambda step: None, None)
+
+
+def _train_and_report(job: _Job, device: torch.device, ranks: Ranks) -> None:
+    settings, history = job.params.train, History(job.directory / "history.jsonl")
+    mirror = S3Mirror.from_environment(job.fingerprint)
+    with checkpoints.locked(job.directory):
+        if mirror:
+            mirror.pull(job.directory)
+        log = TrainingLog.open(job.workspace, job.fingerprint, job.params, {"darkroom.data_digest": job.info.digest})
         status = "FAILED"
         try:
-            trained, history = _train(workspace, params, info, device, directory, fingerprint, log)
-            _write_outputs(workspace, params, info, fingerprint, trained, history)
+            with progress("training", settings.steps, "steps") as advance:
+
+                def on_tick(tick: Tick) -> None:
+                    row = tick.row()
+                    history.append(row)
+                    log.log([{key: value for key, value in row.items() if value is not None}])
+                    advance(tick.step, str(tick))
+
+                def on_resume(step: int) -> None:
+                    history.truncate(step)
+                    where = f"resuming at step {step} of {settings.steps} (fingerprint {job.fingerprint[:12]})"
+                    print(where, flush=True)
+
+                trained = _train(job, device, ranks, on_tick, on_resume, mirror)
+            _write_outputs(job, trained, history)
             status = "FINISHED"
         except (Interrupted, KeyboardInterrupt):
             status = "KILLED"
@@ -47,82 +86,59 @@ def run(workspace: Workspace) -> None:
 
 
 def _train(
-    workspace: Workspace,
-    params: Params,
-    info: DatasetInfo,
+    job: _Job,
     device: torch.device,
-    directory: Path,
-    fingerprint: str,
-    log: TrainingLog,
-) -> tuple[Trained, History]:
-    settings, data = params.train, load_split(workspace.prepared, "train")
-    network, batches = set_up(settings, info, data, device)
-    history = History(directory / "history.jsonl")
-    with progress("training", settings.steps, "steps") as advance:
-
-        def on_tick(tick: Tick) -> None:
-            history.append(tick.history())
-            log.log([tick.history() | {"images_per_second": tick.images_per_second}])
-            advance(tick.step, f"loss {tick.loss:.4f}  {tick.images_per_second:.0f} images/s")
-
-        def on_resume(step: int) -> None:
-            history.truncate(step)
-            print(f"resuming at step {step} of {settings.steps} (fingerprint {fingerprint[:12]})", flush=True)
-
-        trained = train(
-            network,
-            batches,
-            settings,
-            directory,
-            fingerprint,
-            on_tick=on_tick,
-            on_resume=on_resume,
-            save_every=float(os.environ.get("DARKROOM_CHECKPOINT_SECONDS", "30")),
-        )
-    return trained, history
-
-
-def _write_outputs(
-    workspace: Workspace, params: Params, info: DatasetInfo, fingerprint: str, trained: Trained, history: History
-) -> None:
-    paths = {"ema": workspace.models / WEIGHTS_FILE, "raw": workspace.models / "raw.safetensors"}
-    for name, network in (("ema", trained.ema), ("raw", trained.raw)):
-        with replacing(paths[name]) as temporary:
-            save_file({key: value.cpu() for key, value in network.state_dict().items()}, temporary)
-    digests = {name: digest_file(path) for name, path in paths.items()}
-    card = ModelCard(
-        image_size=info.image_size,
-        channels=info.channels,
-        classes=info.classes,
-        unet=params.train.model,
-        schedule=params.train.schedule,
-        prediction=params.train.prediction,
-        label_dropout=params.train.label_dropout,
-        fingerprint=fingerprint,
-        data_digest=info.digest,
-        weights_digest=digests["ema"],
+    ranks: Ranks,
+    on_tick: Callable[[Tick], None],
+    on_resume: Callable[[int], None],
+    mirror: S3Mirror | None,
+) -> Trained:
+    params = job.params.train
+    micro_batch = environment.count("DARKROOM_MICRO_BATCH")
+    saving = Saving(
+        every_seconds=environment.seconds("DARKROOM_CHECKPOINT_SECONDS", 30.0),
+        every_steps=environment.count("DARKROOM_CHECKPOINT_STEPS"),
+        mirror=mirror,
     )
-    write_json(workspace.models / CARD_FILE, card.model_dump())
-    rows = history.rows()
-    write_text(workspace.train_reports / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, ["step", "loss"], extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(workspace.train_reports / "loss.csv", table.getvalue())
-    run_record = {
-        "fingerprint": fingerprint,
-        "data_digest": info.digest,
-        "weights_digest": digests["ema"],
-        "raw_digest": digests["raw"],
-        "steps": params.train.steps,
-        "images": params.train.steps * params.train.batch_size,
-        "parameters": sum(parameter.numel() for parameter in trained.ema.parameters()),
-        "final_loss": rows[-1]["loss"],
-    }
-    write_json(workspace.models / "run.json", run_record)
-    print(f"trained {params.train.steps} steps; EMA weights {digests['ema'][:12]}", flush=True)
+    with _memory_explained(device, micro_batch or params.batch_size // ranks.count):
+        network, batches = set_up(params, job.info, load_split(job.workspace.prepared, "train"), device)
+        with closing(batches):
+            return train(
+                network,
+                batches,
+                params,
+                job.directory,
+                job.fingerprint,
+                on_tick=on_tick,
+                on_resume=on_resume,
+                ranks=ranks,
+                micro_batch=micro_batch,
+                saving=saving,
+            )
+
+
+@contextmanager
+def _memory_explained(device: torch.device, images: int) -> Iterator[None]:
+    """Say in one line what to do when the memory of `device` is too small for `images` at once."""
+    try:
+        yield
+    except RuntimeError as error:  # torch has a class of its own for a GPU's memory only
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise StageFailed(
+            f"out of memory on {device} with {images} images at once; DARKROOM_MICRO_BATCH={max(1, images // 2)} takes"
+            " less and trains the same; checkpoints are kept"
+        ) from None
+
+
+def _write_outputs(job: _Job, trained: Trained, history: History) -> None:
+    models, params = job.workspace.models, job.params.train
+    card = outputs.write_model(models, trained, params, job.info, job.fingerprint)
+    outputs.collect_snapshots(models, job.directory, params)
+    outputs.write_record(models, trained, params, card, history)
+    outputs.write_curves(job.workspace.train_reports, history)
+    print(f"trained {params.steps} steps; EMA weights {card.weights_digest[:12]}", flush=True)
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, ranks=True)

@@ -207,6 +207,13 @@ class Saver:
             _log.error("%s", error)
         if self._mirroring:
             self._mirroring.close()
+            if self._whole:  # what was spared while it was being pushed can go now
+                newest = max(self._whole)
+                removed = _prune(self._directory, newest, self._fingerprint, self._keep, self._whole)
+                if removed:
+                    path = path_of(self._directory, newest)
+                    self._mirroring.offer((path, voucher_of(path)), removed)
+                    self._mirroring.close()
 
     def _join(self) -> None:
         if self._writer:

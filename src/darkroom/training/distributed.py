@@ -10,7 +10,7 @@ import signal
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -78,6 +78,16 @@ class Ranks:
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank the values of rank 0, in place."""
+        if self.count == 1:
+            return
+        for tensor in tensors:
+            sent = tensor.detach().contiguous()
+            dist.broadcast(sent, 0)
+            if sent.data_ptr() != tensor.data_ptr():
+                tensor.copy_(sent)
 
     def gather(self, share: Tensor, size: int) -> Tensor | None:
         """All ranks' shares of `size` rows, (size, ...), on rank 0; None on the others. On the CPU.

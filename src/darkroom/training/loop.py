@@ -1,44 +1,47 @@
-"""Training a denoising UNet, from the first step or from wherever the last process was stopped."""
+"""Training a denoising UNet, from the first step or from wherever the last process was stopped.
+
+Step k of batch size B is about the global samples k B … k B + B - 1. It goes through them in micro-batches of
+`micro_batch` images on each rank, averages the gradients, and makes one update, the same on every rank.
+"""
 
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from darkroom.diffusion.objective import diffusion_loss
-from darkroom.errors import Interrupted, StageFailed
+from darkroom.errors import InputError, Interrupted, StageFailed
 from darkroom.params import TrainParams
 from darkroom.randomness import Purpose, random_words
-from darkroom.training import checkpoints
+from darkroom.training import checkpoints, kernels
 from darkroom.training.batches import BatchSource
-from darkroom.training.ema import EMA
+from darkroom.training.distributed import Ranks, accumulating, wrap
+from darkroom.training.ema import DEFAULT_WIDTHS
+from darkroom.training.mirroring import Mirror
+from darkroom.training.snapshots import missing_snapshots, snapshot_steps, write_snapshot
+from darkroom.training.state import TrainingState
+from darkroom.training.ticks import Meter, Tick, steps_per_tick, training_flops
 
-SAVE_COST = 0.01  # share of the time that checkpoints may take
+PATIENCE = 20  # updates that may be skipped in a row
+_GO_ON, _SAVE, _STOP = range(3)  # what a rank wishes
 
 
 @dataclass(frozen=True)
-class Tick:
-    """Means over the steps since the last tick. All but the speed is a function of the fingerprint."""
+class Saving:
+    """When and where checkpoints are written, beside the end of the training; a matter of the machine."""
 
-    step: int
-    images: int
-    loss: float
-    grad_norm: float
-    lr: float
-    images_per_second: float  # of this process; 0 when nothing was trained since it started
-
-    def history(self) -> dict[str, float]:
-        """What is written to the training history: everything that repeats exactly."""
-        row: dict[str, float] = {"step": self.step, "images": self.images}
-        return row | {"loss": self.loss, "grad_norm": self.grad_norm, "lr": self.lr}
+    every_seconds: float = 30.0
+    every_steps: int | None = None
+    cost: float = checkpoints.SAVE_COST  # share of the time that saving may take
+    mirror: Mirror | None = None
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,6 @@ def learning_rate(params: TrainParams, step: int) -> float:
     return rate
 
 
-def steps_per_tick(steps: int) -> int:
-    """A hundred ticks for a short training, one every 100 steps for a long one."""
-    return max(1, min(100, steps // 100))
-
-
 def train(
     network: nn.Module,
     batches: BatchSource,
@@ -71,89 +69,177 @@ def train(
     *,
     on_tick: Callable[[Tick], None],
     on_resume: Callable[[int], None],
-    save_every: float = 30.0,
+    ranks: Ranks | None = None,
+    micro_batch: int | None = None,
+    saving: Saving | None = None,
 ) -> Trained:
     """Train `network` (on its device) for `params.steps` steps and return it with its EMA.
 
-    Checkpoints go to `directory` at most every `save_every` seconds, more rarely if saving is slow. If it holds one,
-    training starts there and `on_resume` gets its step; the result is the same to the last bit. SIGTERM or SIGINT
-    finishes the step, saves and raises Interrupted. Raises StageFailed when the loss stops being finite.
+    If `directory` holds a checkpoint, training starts there and `on_resume` gets its step; the result is the same to
+    the last bit. SIGTERM or SIGINT finishes the step, saves and raises Interrupted. Every rank has to call this; rank
+    0 alone reads and writes `directory`. `micro_batch` images of a batch are computed at once on each rank, by default
+    all that it has.
+
+    Raises StageFailed when loss or gradients stay not finite or when what has to be written cannot be, and InputError
+    for a batch that cannot be divided as asked.
     """
-    device = next(network.parameters()).device
-    ema = EMA(network, params.ema_decay)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
-    )
-    sums = torch.zeros(2, device=device)  # loss and gradient norm since the last tick; read only at a tick
-    step = saved = 0
-    checkpoint = checkpoints.load_newest(directory, fingerprint)
-    if checkpoint is not None:
-        _restore(checkpoint, network, ema, optimizer, sums)
-        step = saved = checkpoint.step
-        del checkpoint  # a second copy of all tensors
-        on_resume(step)
+    ranks, saving = ranks or Ranks(), saving or Saving()
+    work = _Work.divide(batches, params, ranks, micro_batch)
+    with (
+        _arithmetic(params.precision),
+        closing(checkpoints.Saver(directory, fingerprint, mirror=saving.mirror)) as saver,
+    ):
+        state, step = _start(network, work, directory, fingerprint)
+        if step:
+            on_resume(step)
+        model = wrap(state.network.train(), work.device, ranks)
+        meter, losses = work.meter(state.network, step), deque[str](maxlen=5)
+        snapshots = snapshot_steps(params.steps, params.ema_snapshots)
+        schedule = checkpoints.Schedule(step, time.monotonic(), saving.every_seconds, saving.every_steps, saving.cost)
 
-    def save() -> float:
-        started = time.monotonic()
-        tensors = _snapshot(network, ema, optimizer, sums)
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            raise StageFailed(_diverged(step, directory))
-        checkpoints.save(directory, checkpoints.Checkpoint(step, tensors), fingerprint)
-        return time.monotonic() - started
+        def save(*, wait: bool) -> None:
+            started, tensors = time.monotonic(), state.tensors()
+            ranks.check_equal(tensors, "the training states")
+            if ranks.is_first:
+                saver.save(step, tensors, wait=wait)
+            schedule.saved(step, time.monotonic(), time.monotonic() - started)
 
-    per_tick = steps_per_tick(params.steps)
-    tick_started, tick_first = time.monotonic(), step
-    next_save = time.monotonic() + save_every
-    network.train()
-    with _stop_signals() as stop:
-        while step < params.steps:
-            rate = learning_rate(params, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            if params.model.dropout > 0:  # the one consumer of torch's own generator
-                high, low = random_words(params.seed, Purpose.DROPOUT, torch.tensor([step]), 2)[0].tolist()
-                torch.manual_seed((high << 31) ^ low)
+        with _stop_signals() as stop:
+            while step < params.steps:
+                rate = learning_rate(params, step)
+                loss = work.gradients(model, step)
+                step += 1
+                state.update(step, rate, loss, params.gradient_clip)
 
-            batch = batches(step * params.batch_size, params.batch_size)
-            with _autocast(params.precision, device):
-                loss = diffusion_loss(network(batch.x_t, batch.t, batch.labels), batch.target, batch.weight)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            grad_norm = nn.utils.clip_grad_norm_(network.parameters(), params.gradient_clip)
-            optimizer.step()
-            step += 1
-            ema.update(network, step)
-            sums += torch.stack((loss.detach(), grad_norm))
-
-            if step % per_tick == 0 or step == params.steps:
-                count = per_tick if step % per_tick == 0 else step % per_tick
-                mean_loss, mean_norm = (sums / count).tolist()
-                if not math.isfinite(mean_loss + mean_norm):
-                    raise StageFailed(_diverged(step, directory))
-                seconds = time.monotonic() - tick_started
-                speed = (step - tick_first) * params.batch_size / seconds
-                on_tick(Tick(step, step * params.batch_size, mean_loss, mean_norm, rate, speed))
-                sums.zero_()
-                tick_started, tick_first = time.monotonic(), step
-            if stop.is_set() and step < params.steps:
-                save()
-                raise Interrupted(f"stopped at step {step} of {params.steps}, state saved; the same command carries on")
-            if time.monotonic() >= next_save and step < params.steps:
-                next_save = time.monotonic() + max(save_every, save() / SAVE_COST)
-        if saved < step:
-            save()
-    return Trained(network, ema.network)
+                if step % steps_per_tick(params.steps) == 0 or step == params.steps:
+                    tick = meter.tick(step, rate, state.sums)
+                    losses.append(f"{tick.loss:.4g} at step {step}")
+                    on_tick(tick)
+                    skipped = int(state.skipped_in_a_row)
+                    if skipped >= min(PATIENCE, params.steps):
+                        raise StageFailed(_diverged(skipped, step, losses, directory))
+                    state.sums.zero_()
+                if state.power and step in snapshots and ranks.is_first:
+                    write_snapshot(directory, step, state.power, fingerprint)
+                if step < params.steps:
+                    due = ranks.is_first and schedule.due(step, time.monotonic())
+                    wish = ranks.agree(_STOP if stop.is_set() else _SAVE if due else _GO_ON)
+                    if wish != _GO_ON:
+                        save(wait=wish == _STOP)
+                    if wish == _STOP:
+                        raise Interrupted(
+                            f"stopped at step {step} of {params.steps}, state saved; the same command carries on"
+                        )
+            save(wait=True)
+    return Trained(state.network, state.ema.network)
 
 
-def _diverged(step: int, directory: Path) -> str:
+@dataclass(frozen=True)
+class _Work:
+    """What one step consists of, on this rank."""
+
+    batches: BatchSource
+    params: TrainParams
+    ranks: Ranks
+    size: int  # images that all ranks together compute at once
+
+    @classmethod
+    def divide(cls, batches: BatchSource, params: TrainParams, ranks: Ranks, micro_batch: int | None) -> "_Work":
+        """Raises InputError if ranks and micro-batches do not divide the batch."""
+        ranks.part(params.batch_size)
+        size = params.batch_size if micro_batch is None else min(micro_batch * ranks.count, params.batch_size)
+        if params.batch_size % size:
+            each = f"{micro_batch} images" + (f" on each of {ranks.count} ranks" if ranks.count > 1 else "")
+            raise InputError(f"DARKROOM_MICRO_BATCH: {each} does not divide train.batch_size = {params.batch_size}")
+        return cls(batches, params, ranks, size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.batches.images.device
+
+    def gradients(self, model: nn.Module, step: int) -> Tensor:
+        """Leave the gradients of the batch of `step` (from 0), equal on all ranks; return its mean loss, float32 ()."""
+        model.zero_grad(set_to_none=True)
+        part, losses = self.ranks.part(self.size), []
+        first, end = step * self.params.batch_size, (step + 1) * self.params.batch_size
+        for start in range(first, end, self.size):
+            batch = self.batches(start + part.start, part.stop - part.start)
+            if self.params.model.dropout > 0:  # the one consumer of torch's own generator
+                _seed_dropout(self.params.seed, start + part.start)
+            with accumulating(model, last=start + self.size == end):
+                with _autocast(self.params.precision, self.device):
+                    output = model(batch.x_t, batch.t, batch.labels)
+                loss = diffusion_loss(output, batch.target, batch.weight) * (self.size / self.params.batch_size)
+                loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return self.ranks.sum(torch.stack(losses).sum() / self.ranks.count)
+
+    def meter(self, network: nn.Module, step: int) -> Meter:
+        """What measures from `step` on."""
+        flops = 0.0
+        if self.device.type == "cuda":
+            one = self.batches(0, 1)
+            flops = training_flops(network, one.x_t, one.t, one.labels)
+        return Meter(self.params, self.device, step, flops, self.ranks.count)
+
+    def trial(self, network: nn.Module, steps: int) -> list[Tensor]:
+        """Train a copy on this rank's part alone, from the first step; the losses."""
+        params = self.params.model_copy(update={"batch_size": self.size // self.ranks.count, "ema_snapshots": 0})
+        alone = replace(self, params=params, ranks=Ranks(), size=params.batch_size)
+        state, losses = TrainingState(network.train(), params), []
+        for step in range(steps):
+            losses.append(alone.gradients(network, step))
+            state.update(step + 1, learning_rate(params, step), losses[-1], params.gradient_clip)
+        return losses
+
+
+def _start(network: nn.Module, work: _Work, directory: Path, fingerprint: str) -> tuple[TrainingState, int]:
+    """The state to go on from and its step, the same on all ranks: rank 0 reads it."""
+    params, ranks = work.params, work.ranks
+    found = checkpoints.load_newest(directory, fingerprint) if ranks.is_first else None
+    step, variant = ranks.agree(found.step if found else 0), kernels.PLAIN
+    if ranks.is_first:
+        past = [past for past in snapshot_steps(params.steps, params.ema_snapshots) if past <= step]
+        if missing := missing_snapshots(directory, past, DEFAULT_WIDTHS):
+            raise StageFailed(f"{directory} lacks {', '.join(missing)}; remove it to train again from the first step")
+        variant = kernels.choose(network, work.trial, params.steps - step, directory, work.device)
+    kernels.VARIANTS[ranks.agree(kernels.VARIANTS.index(variant))].apply(network)
+    state = TrainingState(network, params)
+    if found:
+        state.load(found.tensors)
+        del found  # a second copy of all tensors
+    if step:
+        ranks.broadcast(state.tensors().values())
+    return state, step
+
+
+def _diverged(skipped: int, step: int, losses: Iterable[str], directory: Path) -> str:
     return (
-        f"the loss is not finite any more at step {step}; train.learning_rate may be too high."
-        f" The last good checkpoint is kept in {directory}"
+        f"loss or gradients were not finite for {skipped} updates in a row up to step {step}, which were skipped;"
+        f" train.learning_rate may be too high. Mean losses: {', '.join(losses)}. The last good checkpoint is kept in"
+        f" {directory}"
     )
 
 
-def _autocast(precision: str, device: torch.device) -> Any:
+def _seed_dropout(seed: int, sample: int) -> None:
+    high, low = random_words(seed, Purpose.DROPOUT, torch.tensor([sample]), 2)[0].tolist()
+    torch.manual_seed((high << 31) ^ low)
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def _arithmetic(precision: str) -> Iterator[None]:
+    """Let an NVIDIA GPU round the factors of fp32 products to TF32 exactly when `precision` is tf32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 @contextmanager
@@ -169,32 +255,3 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _snapshot(network: nn.Module, ema: EMA, optimizer: torch.optim.AdamW, sums: Tensor) -> dict[str, Tensor]:
-    """Everything that the next step depends on, flat and named."""
-    tensors = {f"raw.{name}": tensor for name, tensor in network.state_dict().items()}
-    tensors |= {f"ema.{name}": tensor for name, tensor in ema.network.state_dict().items()}
-    for name, parameter in network.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{key}.{name}"] = value
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()} | {"sums": sums.clone()}
-
-
-def _restore(
-    checkpoint: checkpoints.Checkpoint, network: nn.Module, ema: EMA, optimizer: torch.optim.AdamW, sums: Tensor
-) -> None:
-    """The inverse of `_snapshot`."""
-    tensors = checkpoint.tensors
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-    network.load_state_dict(part("raw."))
-    ema.network.load_state_dict(part("ema."))
-    sums.copy_(tensors["sums"])
-    for name, parameter in network.named_parameters():
-        optimizer.state[parameter] = {
-            key: tensors[f"optimizer.{key}.{name}"].to(parameter.device, copy=True)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }

@@ -95,13 +95,14 @@ def missing_snapshots(directory: Path, steps: Sequence[int], widths: Sequence[fl
 def collect(directory: Path, target: Path, steps: Sequence[int], widths: Sequence[float]) -> None:
     """Copy the snapshots of `steps` and `widths` from the checkpoint directory to `target`, all or none.
 
-    Raises StageFailed, naming the file, if one is missing or damaged: it cannot be made again without training anew.
+    Of no steps, `target` gets an index that lists nothing. Raises StageFailed, naming the file, if one is missing or
+    damaged: it cannot be made again without training anew.
     """
     source = directory / DIRECTORY
     try:
         if missing := missing_snapshots(directory, steps, widths):
             raise InputError(f"{source}: holds no {', '.join(missing)}")
-        index = read_index(source)
+        index = read_index(source) if steps else Snapshots("", [])
         wanted = [s for s in index.snapshots if s.step in steps and s.width in widths]
         with replacing_directory(target) as new:
             for snapshot in wanted:

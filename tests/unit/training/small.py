@@ -4,10 +4,11 @@ import torch
 
 from darkroom.data.dataset import DatasetInfo, Split
 from darkroom.params import TrainParams
-from darkroom.training import loop
+from darkroom.training.loop import Saving, train
 from darkroom.training.setup import set_up
 
 FINGERPRINT = "f" * 64
+EVERY_STEP = Saving(every_seconds=0.0, cost=1e9)  # whatever it costs
 INFO = DatasetInfo(
     name="small",
     image_size=8,
@@ -40,6 +41,7 @@ PARAMS = TrainParams.model_validate(
         "label_dropout": 0.1,
         "horizontal_flip": False,
         "ema_decay": 0.9,
+        "ema_snapshots": 0,
         "precision": "fp32",
         "seed": 0,
     }
@@ -52,14 +54,13 @@ def small_training(
     on_tick=lambda tick: None,
     on_resume=lambda step: None,
     dropout=0.0,
-    save_every=1e9,
-    cheap=False,
+    saving=None,
     device="cpu",
+    ranks=None,
+    micro_batch=None,
     **changes,
 ):
-    """Train on 20 random images; `cheap` lets checkpoints take any share of the time."""
-    if cheap:
-        loop.SAVE_COST = 1e9
+    """Train on 20 random images; without `saving` there is a checkpoint at the end only."""
     directory.mkdir(parents=True, exist_ok=True)
     params = PARAMS.model_copy(update=changes)
     params = params.model_copy(update={"model": params.model.model_copy(update={"dropout": dropout})})
@@ -67,6 +68,15 @@ def small_training(
     images = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8, generator=generator)
     data = Split(images.numpy(), (torch.arange(20) % 10).numpy())
     network, batches = set_up(params, INFO, data, torch.device(device))
-    return loop.train(
-        network, batches, params, directory, FINGERPRINT, on_tick=on_tick, on_resume=on_resume, save_every=save_every
+    return train(
+        network,
+        batches,
+        params,
+        directory,
+        FINGERPRINT,
+        on_tick=on_tick,
+        on_resume=on_resume,
+        ranks=ranks,
+        micro_batch=micro_batch,
+        saving=saving or Saving(every_seconds=1e9),
     )

@@ -10,15 +10,16 @@ from safetensors.torch import load_file
 
 from darkroom.device import choose_device
 from darkroom.diffusion.schedules import cosine
-from darkroom.errors import Interrupted, StageFailed
+from darkroom.errors import InputError, Interrupted, StageFailed
 from darkroom.files import read_json
 from darkroom.randomness import Purpose, integers, normal
-from darkroom.training import checkpoints
+from darkroom.training import checkpoints, loop
 from darkroom.training.batches import DataOrder
 from darkroom.training.ema import EMA, decay_at
 from darkroom.training.history import History
-from darkroom.training.loop import learning_rate, steps_per_tick
-from tests.unit.training.small import FINGERPRINT, PARAMS, small_training
+from darkroom.training.loop import PATIENCE, Saving, learning_rate
+from darkroom.training.ticks import REPEATABLE, steps_per_tick
+from tests.unit.training.small import EVERY_STEP, FINGERPRINT, PARAMS, small_training
 
 
 def weights(trained):
@@ -31,8 +32,8 @@ def assert_bitwise_equal(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-class StopAt(Exception):
-    pass
+def repeatable(ticks):
+    return [{key: tick.row()[key] for key in REPEATABLE} for tick in ticks]
 
 
 def stop_by_signal(step, number=signal.SIGTERM):
@@ -51,7 +52,7 @@ def test_an_interrupted_training_ends_bitwise_equal(tmp_path, dropout):
         small_training(tmp_path / "b", dropout=dropout, on_tick=stop_by_signal(7))
     resumed = small_training(tmp_path / "b", dropout=dropout, on_tick=again.append)
     assert_bitwise_equal(weights(whole), weights(resumed))
-    assert [t.history() for t in again] == [t.history() for t in ticks if t.step > 7]
+    assert repeatable(again) == repeatable(tick for tick in ticks if tick.step > 7)
 
 
 @pytest.mark.parametrize("changes", [{"prediction": "v"}, {"prediction": "x_0", "loss_weighting": "min_snr"}])
@@ -94,8 +95,8 @@ def test_ctrl_c_saves_too(tmp_path):
 
 def test_a_resume_after_kill_9_is_bitwise_equal(tmp_path):
     script = (
-        "import os, signal, sys; from pathlib import Path; from tests.unit.training.small import small_training\n"
-        "small_training(Path(sys.argv[1]), save_every=0.0, cheap=True,"
+        "import os, signal, sys; from pathlib import Path; from tests.unit.training.small import *\n"
+        "small_training(Path(sys.argv[1]), saving=EVERY_STEP,"
         " on_tick=lambda tick: os.kill(os.getpid(), signal.SIGKILL) if tick.step == 9 else None)"
     )
     killed = subprocess.run([sys.executable, "-c", script, tmp_path / "b"], check=False, cwd=Path.cwd())
@@ -129,14 +130,96 @@ def test_an_interrupted_training_ends_bitwise_equal_on_a_gpu(tmp_path):
     assert_bitwise_equal(weights(whole), weights(resumed))
 
 
-def test_a_diverged_training_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+def poison(monkeypatch, steps):
+    """Put a NaN into a gradient of these steps (from 1)."""
+    real = loop._Work.gradients
+
+    def gradients(self, model, step):
+        loss = real(self, model, step)
+        if step + 1 in steps:
+            next(model.parameters()).grad.view(-1)[0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(loop._Work, "gradients", gradients)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted_and_the_training_goes_on(tmp_path, monkeypatch):
+    poison(monkeypatch, {5, 6})
+    ticks = []
+    trained = small_training(tmp_path, on_tick=ticks.append)
+    assert [tick.skipped for tick in ticks] == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert [tick.row()["grad_norm"] is None for tick in ticks] == [tick.skipped == 1 for tick in ticks]
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(trained).values())
+
+
+def test_a_training_that_stays_not_finite_stops_with_its_losses_and_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    good_until, ticks = 10, []
+    poison(monkeypatch, set(range(good_until + 1, 1000)))
+    with pytest.raises(StageFailed) as error:
+        small_training(tmp_path, steps=60, saving=EVERY_STEP, on_tick=ticks.append)
+    assert ticks[-1].step == good_until + PATIENCE
+    message = str(error.value)
+    assert f"not finite for {PATIENCE} updates in a row up to step {good_until + PATIENCE}" in message
+    assert "train.learning_rate may be too high" in message
+    assert f"nan at step {good_until + PATIENCE}" in message
+    assert str(tmp_path) in message
+    kept = checkpoints.load_newest(tmp_path, FINGERPRINT)
+    assert all(bool(tensor.isfinite().all()) for tensor in kept.tensors.values())
+    with pytest.raises(StageFailed):  # again: what was counted is in the checkpoint
+        small_training(tmp_path, steps=60, on_tick=ticks.append)
+    assert ticks[-1].step == good_until + PATIENCE
+
+
+def test_a_training_shorter_than_the_patience_does_not_pass_as_trained(tmp_path, monkeypatch):
+    poison(monkeypatch, set(range(1, 100)))
+    with pytest.raises(StageFailed, match="not finite for 12 updates in a row up to step 12"):
+        small_training(tmp_path)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4, 8, 100])
+def test_micro_batches_train_the_same(tmp_path, micro_batch, oracle):
+    whole, divided = [], []
+    one = small_training(tmp_path / "a", steps=50, on_tick=whole.append)
+    other = small_training(tmp_path / "b", steps=50, on_tick=divided.append, micro_batch=micro_batch)
+    for name, tensor in weights(one).items():
+        difference = float((weights(other)[name] - tensor).norm() / tensor.norm())
+        oracle("weights after 50 steps with micro-batches", "without, relative", difference, 1e-5)
+    for a, b in zip(whole, divided, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=1e-5)
+        assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4)
+
+
+def test_micro_batches_that_do_not_divide_the_batch_are_bad_input(tmp_path):
+    with pytest.raises(InputError, match=r"DARKROOM_MICRO_BATCH: 3 images does not divide train\.batch_size = 8"):
+        small_training(tmp_path, micro_batch=3)
+
+
+def test_an_interrupted_training_with_snapshots_and_micro_batches_ends_bitwise_equal(tmp_path):
+    changes = {"ema_snapshots": 3, "micro_batch": 4}
+    whole = small_training(tmp_path / "a", **changes)
     with pytest.raises(Interrupted):
-        small_training(tmp_path, on_tick=stop_by_signal(5))
-    with pytest.raises(StageFailed, match=r"not finite any more at step \d+; train.learning_rate"):
-        small_training(tmp_path, learning_rate=1e20, save_every=0.0)
-    good = checkpoints.load_newest(tmp_path, FINGERPRINT)
-    assert 5 <= good.step < 12
-    assert all(bool(tensor.isfinite().all()) for tensor in good.tensors.values())
+        small_training(tmp_path / "b", on_tick=stop_by_signal(7), **changes)
+    resumed = small_training(tmp_path / "b", **changes)
+    assert_bitwise_equal(weights(whole), weights(resumed))
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a" / "snapshots").iterdir())
+    assert len(files) == 7  # three steps of two widths, and the index
+    for file in files:
+        assert (tmp_path / "b" / file).read_bytes() == (tmp_path / "a" / file).read_bytes()
+
+
+def test_a_resume_without_its_snapshots_fails_at_once_and_names_them(tmp_path):
+    with pytest.raises(Interrupted):
+        small_training(tmp_path, on_tick=stop_by_signal(7), ema_snapshots=3)
+    (tmp_path / "snapshots" / "step-000000004-width-0.050.safetensors").unlink()
+    with pytest.raises(StageFailed, match=r"lacks step-000000004-width-0\.050\.safetensors; remove it to train again"):
+        small_training(tmp_path, ema_snapshots=3)
+
+
+def test_checkpoints_are_written_every_so_many_steps(tmp_path):
+    small_training(tmp_path, saving=Saving(every_seconds=1e9, every_steps=5, cost=1e9))
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["step-000000010.json", "step-000000012.json"]
 
 
 def test_vouchers_hold_what_is_needed_to_check_a_file(tmp_path):
