@@ -46,17 +46,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 Path(os.environ["PREFECT_HOME"]).mkdir()
+_REPORTS = pytest.StashKey[dict[str, list[str]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TABLE] = OracleTable()
+    config.stash[_REPORTS] = {}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    lines = list(config.stash[TABLE].lines())
-    if lines:
-        terminalreporter.section("oracles")
-        terminalreporter.write("\n".join(lines) + "\n")
+    for title, lines in {"oracles": list(config.stash[TABLE].lines()), **config.stash[_REPORTS]}.items():
+        if lines:
+            terminalreporter.section(title)
+            terminalreporter.write("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def report(pytestconfig: pytest.Config) -> Callable[[str, list[str]], None]:
+    """`report(title, lines)`: what the run shows at its end, passed or failed."""
+    return pytestconfig.stash[_REPORTS].__setitem__
 
 
 @pytest.fixture

@@ -125,9 +125,11 @@ def closure(stage: str) -> set[str]:
     return reached
 
 
-def test_the_fingerprint_covers_the_code_that_train_declares():
-    declared = {d.removeprefix("src/darkroom/") for d in STAGES["train"]["deps"] if d.startswith("src/")}
-    assert declared - {"stages/train.py"} == set(FINGERPRINTED)
+def test_the_fingerprint_covers_the_code_that_trains():
+    around = {"stages.train", "training.fingerprint", "training.history", "training.mirroring", "training.outputs"}
+    files = {name: path.relative_to(SOURCE).as_posix() for name, path in modules().items()}
+    computing = {files[name] for name in closure("train") - around if not files[name].endswith("__init__.py")}
+    assert computing == set(FINGERPRINTED)
 
 
 def test_the_protocol_covers_the_code_that_draws_and_measures():

@@ -5,7 +5,8 @@ from pathlib import Path
 from darkroom.files import digest_json, digest_tree
 from darkroom.params import TrainParams
 
-# What training computes with. The stage around it (progress, logging, MLflow) can change without a new fingerprint.
+# What training computes with, and the form of its checkpoints. What is around it (progress, logging, MLflow, mirrors,
+# the files that are written at the end) can change without a new fingerprint.
 _PACKAGE = Path(__file__).resolve().parents[1]
 CODE = (
     "data/dataset.py",
@@ -15,7 +16,18 @@ CODE = (
     "diffusion/schedules.py",
     "nets/unet.py",
     "randomness.py",
-    "training",
+    "training/batches.py",
+    "training/checkpoints.py",
+    "training/distributed.py",
+    "training/ema.py",
+    "training/hostcopy.py",
+    "training/kernels.py",
+    "training/loop.py",
+    "training/setup.py",
+    "training/snapshots.py",
+    "training/state.py",
+    "training/streaming.py",
+    "training/ticks.py",
 )
 
 

@@ -1,0 +1,76 @@
+"""`DARKROOM_NPROC=2 dvc repro`: the same data, the same pictures to the eye, and a rank that dies costs nothing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from tests.pipeline.project import DVC, STAGES, dvc, environment, make_small, metrics, outcomes
+
+TWO = {"DARKROOM_NPROC": "2"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    root = make_small(tmp_path_factory.mktemp("alone") / "project", steps=100)
+    dvc(root, "repro")
+    return root
+
+
+def compare(root, alone):
+    expected, found = (load_file(path / "models/ema.safetensors") for path in (alone, root))
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
+    a, b = metrics(root), metrics(alone)
+    assert a["protocol"] | {"extractor": 0, "reference": 0} == b["protocol"] | {"extractor": 0, "reference": 0}
+    for group in ("unguided", "guided"):
+        assert a[group]["fid"] == pytest.approx(b[group]["fid"], rel=0.05)
+        assert a[group]["class_accuracy"] == pytest.approx(b[group]["class_accuracy"], abs=0.1)
+    losses = [
+        [row["loss"] for row in map(json.loads, (path / "reports/train/history.jsonl").open())]
+        for path in (root, alone)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_ranks_make_a_model_of_equal_quality(alone, tmp_path):
+    root = make_small(tmp_path / "project", steps=100)
+    assert outcomes(dvc(root, "repro", **TWO)) == dict.fromkeys(STAGES, "ran")
+    compare(root, alone)
+    assert outcomes(dvc(root, "repro")) == dict.fromkeys(STAGES, "skipped"), "ranks are no parameter"
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_stage_and_the_same_command_carries_on(alone, tmp_path):
+    root = make_small(tmp_path / "project", steps=100)
+    running = subprocess.Popen(
+        [*DVC, "repro"],
+        cwd=root,
+        env=environment(root, **TWO),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoints, deadline = root / ".darkroom" / "checkpoints", time.monotonic() + 300
+    while not list(checkpoints.glob("*/step-*.json")):
+        assert running.poll() is None, "the pipeline ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first = psutil.Process(int(next(checkpoints.glob("*/lock")).read_text()))
+    (second,) = (
+        rank for rank in first.parent().children() if rank.pid != first.pid and "darkroom" in str(rank.cmdline())
+    )
+    os.kill(second.pid, signal.SIGKILL)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert re.search(r"train: rank 1 \(process \d+\) was killed by SIGKILL, so the others were ended", err)
+    assert not first.is_running() or first.status() == psutil.STATUS_ZOMBIE
+    assert "resuming at step" in dvc(root, "repro", **TWO)
+    compare(root, alone)
