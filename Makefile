@@ -48,8 +48,9 @@ lint: setup  ## ruff and mypy; repair what can be repaired with: ruff check --fi
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
 
-bench: setup .venv/bench/installed  ## time sampling beside two other libraries (ARGS=--write keeps the result)
+bench: setup .venv/bench/installed  ## time sampling and training beside two other libraries (ARGS=--write keeps the results)
 	@$(RUN) python -m benchmarks.sampling $(ARGS)
+	@$(RUN) python -m benchmarks.training $(ARGS)
 
 .venv/bench/installed: benchmarks/requirements.txt .venv/installed
 	@$(UV) install --quiet --python $(BIN)/python --no-deps --target .venv/bench -r benchmarks/requirements.txt

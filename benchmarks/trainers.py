@@ -61,24 +61,21 @@ class Trainer:
     train: Callable[[Callable[[], None]], None]
 
 
-def ours(name: str, precision: str, device: str, compiled: bool = False, channels_last: bool = False) -> Trainer:
-    """`darkroom.training.loop.train` of the recipe, its checkpoints left out: batches, metrics, EMA and all."""
+def build(name: str, precision: str, device: str, steps: int, **changes: Any) -> tuple[Any, Any, Any]:
+    """Network, batches and parameters of a recipe, for as many steps; on random images."""
     import torch
 
     from darkroom.data.dataset import DatasetInfo, Split
     from darkroom.device import choose_device
     from darkroom.params import load_params
-    from darkroom.training.kernels import Variant
-    from darkroom.training.loop import Saving, train
     from darkroom.training.setup import set_up
-    from darkroom.training.ticks import Tick
 
     model, size = MODELS[name], size_of(name, device)
     os.environ["DARKROOM_DEVICE"] = device
     params = load_params(PARAMS / f"{RECIPES[name]}.yaml").train
-    changes = {"batch_size": size.batch_size, "precision": precision, "ema_snapshots": 0}  # of which peers have none
-    changes["steps"] = 100 * size.steps  # a hundred ticks
-    params = params.model_copy(update={**changes, "model": params.model.model_copy(update={"dropout": 0.0})})
+    network_params = params.model.model_copy(update={"dropout": 0.0})
+    changes |= {"batch_size": size.batch_size, "precision": precision, "model": network_params, "steps": steps}
+    params = params.model_copy(update=changes)
     info = DatasetInfo(
         name=name,
         image_size=model.image_size,
@@ -89,7 +86,20 @@ def ours(name: str, precision: str, device: str, compiled: bool = False, channel
     )
     shape = (NUM_IMAGES, model.image_channels, model.image_size, model.image_size)
     images, labels = torch.randint(0, 256, shape, dtype=torch.uint8), torch.arange(NUM_IMAGES) % NUM_CLASSES
-    network, batches = set_up(params, info, Split(images.numpy(), labels.numpy()), choose_device())
+    return *set_up(params, info, Split(images.numpy(), labels.numpy()), choose_device()), params
+
+
+def ours(name: str, precision: str, device: str, compiled: bool = False, channels_last: bool = False) -> Trainer:
+    """`darkroom.training.loop.train` of the recipe, its checkpoints left out: batches, metrics, EMA and all.
+
+    The power-function averages are off: the peers have none.
+    """
+    from darkroom.training.kernels import Variant
+    from darkroom.training.loop import Saving, train
+    from darkroom.training.ticks import Tick
+
+    steps = 100 * size_of(name, device).steps  # a hundred ticks
+    network, batches, params = build(name, precision, device, steps, ema_snapshots=0)
     Variant(compiled, channels_last).apply(network)
 
     def run(turn: Callable[[], None]) -> None:
@@ -101,7 +111,7 @@ def ours(name: str, precision: str, device: str, compiled: bool = False, channel
             saving = Saving(every_seconds=1e9)
             train(network, batches, params, Path(directory), "", on_tick=on_tick, on_resume=print, saving=saving)
 
-    return Trainer("darkroom", network, lambda: network(*example(model, device)), run)
+    return Trainer("darkroom", network, lambda: network(*example(MODELS[name], device)), run)
 
 
 def diffusers(name: str, precision: str, device: str, compiled: bool = False) -> Trainer:

@@ -89,11 +89,12 @@ def train(
         _arithmetic(params.precision),
         closing(checkpoints.Saver(directory, fingerprint, mirror=saving.mirror)) as saver,
     ):
+        flops = work.flops(network)  # before it may be compiled
         state, step = _start(network, work, directory, fingerprint)
         if step:
             on_resume(step)
         model = wrap(state.network.train(), work.device, ranks)
-        meter, losses = work.meter(state.network, step), deque[str](maxlen=5)
+        meter, losses = Meter(params, work.device, step, flops, ranks.count), deque[str](maxlen=5)
         snapshots = snapshot_steps(params.steps, params.ema_snapshots)
         schedule = checkpoints.Schedule(step, time.monotonic(), saving.every_seconds, saving.every_steps, saving.cost)
 
@@ -174,13 +175,12 @@ class _Work:
             losses.append(loss.detach())
         return self.ranks.sum(torch.stack(losses).sum() / self.ranks.count)
 
-    def meter(self, network: nn.Module, step: int) -> Meter:
-        """What measures from `step` on."""
-        flops = 0.0
-        if self.device.type == "cuda":
-            one = self.batches(0, 1)
-            flops = training_flops(network, one.x_t, one.t, one.labels)
-        return Meter(self.params, self.device, step, flops, self.ranks.count)
+    def flops(self, network: nn.Module) -> float:
+        """Operations that one image takes, where there is a peak to compare with; 0 on a CPU."""
+        if self.device.type != "cuda":
+            return 0.0
+        one = self.batches(0, 1)
+        return training_flops(network, one.x_t, one.t, one.labels)
 
     def trial(self, network: nn.Module, steps: int) -> list[Tensor]:
         """Train a copy on this rank's part alone, from the first step; the losses."""

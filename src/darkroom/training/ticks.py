@@ -53,6 +53,8 @@ class Meter:
         self._params, self._device = params, device
         self._flops = flops_per_image / ranks  # that this one's device has to do
         self._peak = peak_flops(params.precision, device) if flops_per_image else 0.0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         self._started, self._first = time.monotonic(), step
 
     def tick(self, step: int, lr: float, sums: Tensor) -> Tick:

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from darkroom.nets.unet import ResidualBlock, SelfAttention, UNet, timestep_embedding
 from tests.unit.nets.networks import SMALL, distance, network, randomised
@@ -47,23 +48,35 @@ def test_residual_block_is_its_formula(oracle, conditioning, outputs):
 
 
 @pytest.mark.parametrize("head_channels", [8, 16, 32])
-def test_attention_is_a_softmax_over_all_positions(oracle, head_channels):
+@pytest.mark.parametrize("side", [3, 8])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_is_a_softmax_over_all_positions(oracle, head_channels, side, layout):
     attention = randomised(SelfAttention(32, head_channels, 8)).double()
-    x = torch.randn(2, 32, 3, 3).double()
+    x = torch.randn(2, 32, side, side).double().to(memory_format=layout)
     h = _norm(x, attention.norm)
     q, k, v = torch.einsum("oc,nchw->nohw", attention.qkv.weight[:, :, 0, 0], h).add(
         attention.qkv.bias[:, None, None]
-    ).reshape(2, 3, 32, 9).unbind(1)  # fmt: skip
+    ).reshape(2, 3, 32, side * side).unbind(1)  # fmt: skip
     heads = []
     for first in range(0, 32, head_channels):
         here = slice(first, first + head_channels)
         scores = torch.einsum("ncp,ncq->npq", q[:, here], k[:, here]) / math.sqrt(head_channels)
         weights = scores.exp() / scores.exp().sum(2, keepdim=True)
         heads.append(torch.einsum("npq,ncq->ncp", weights, v[:, here]))
-    mixed = torch.cat(heads, dim=1).reshape(2, 32, 3, 3)
+    mixed = torch.cat(heads, dim=1).reshape(2, 32, side, side)
     expected = x + torch.einsum("oc,nchw->nohw", attention.out.weight[:, :, 0, 0], mixed)
     expected += attention.out.bias[:, None, None]
     oracle("attention", "brute-force softmax", distance(attention(x), expected), 1e-14)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_is_laid_out_for_the_fused_kernels(device, layout):
+    attention = SelfAttention(64, 32, 8).to(device, torch.bfloat16)
+    x = torch.randn(2, 64, 8, 8, device=device, dtype=torch.bfloat16).to(memory_format=layout).requires_grad_()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where it cannot be used
+        attention(x).sum().backward()
+    assert bool(x.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("width", [8, 48, 65, 128])

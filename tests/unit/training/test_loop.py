@@ -18,6 +18,7 @@ from darkroom.training.batches import DataOrder
 from darkroom.training.ema import EMA, decay_at
 from darkroom.training.history import History
 from darkroom.training.loop import PATIENCE, Saving, learning_rate
+from darkroom.training.state import TrainingState
 from darkroom.training.ticks import REPEATABLE, steps_per_tick
 from tests.unit.training.small import EVERY_STEP, FINGERPRINT, PARAMS, small_training
 
@@ -220,6 +221,30 @@ def test_a_resume_without_its_snapshots_fails_at_once_and_names_them(tmp_path):
 def test_checkpoints_are_written_every_so_many_steps(tmp_path):
     small_training(tmp_path, saving=Saving(every_seconds=1e9, every_steps=5, cost=1e9))
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["step-000000010.json", "step-000000012.json"]
+
+
+@pytest.mark.gpu
+def test_no_step_waits_for_the_gpu(tmp_path, monkeypatch):
+    """torch raises at whatever waits while a step is put on its way; only ticks and saves may."""
+    device, steps = choose_device(), []
+
+    def guarded(method):
+        def call(*arguments):
+            mode = "error" if len(steps) > 10 else "default"  # libraries set themselves up in the first steps
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                return method(*arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                steps.append(mode)
+
+        return call
+
+    monkeypatch.setattr(loop._Work, "gradients", guarded(loop._Work.gradients))
+    monkeypatch.setattr(TrainingState, "update", guarded(TrainingState.update))
+    small_training(tmp_path, device=device, steps=40, ema_snapshots=2, horizontal_flip=True)
+    assert device.type == "cuda"
+    assert steps.count("error") > 60
 
 
 def test_vouchers_hold_what_is_needed_to_check_a_file(tmp_path):
