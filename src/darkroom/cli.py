@@ -43,7 +43,7 @@ def _outcome(command: Callable[["Workspace", argparse.Namespace], int], options:
         return _fail(error, BAD_INPUT)
     except Interrupted as error:
         return _fail(error, INTERRUPTED)
-    except StageFailed as error:
+    except (StageFailed, FloatingPointError) as error:  # the second is a network's that returned NaN
         return _fail(error, FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted; everything is as it was", 130)

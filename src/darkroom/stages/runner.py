@@ -41,7 +41,7 @@ def outcome(run: Callable[[Workspace], None], name: str, say: Callable[[str], No
     except InputError as error:
         say(str(error))
         return BAD_INPUT
-    except StageFailed as error:
+    except (StageFailed, FloatingPointError) as error:  # the second is a network's that returned NaN
         say(str(error))
         return FAILED
     except Interrupted as error:

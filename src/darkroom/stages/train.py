@@ -125,9 +125,13 @@ def _memory_explained(device: torch.device, images: int) -> Iterator[None]:
     except RuntimeError as error:  # torch has a class of its own for a GPU's memory only
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
+        less = (
+            f"DARKROOM_MICRO_BATCH={images // 2} takes less and trains the same"
+            if images > 1
+            else "it needs a larger one"
+        )
         raise StageFailed(
-            f"out of memory on {device} with {images} images at once; DARKROOM_MICRO_BATCH={max(1, images // 2)} takes"
-            " less and trains the same; checkpoints are kept"
+            f"out of memory on {device} with {images} images at once; {less}; checkpoints are kept"
         ) from None
 
 

@@ -90,7 +90,8 @@ def train(
         closing(checkpoints.Saver(directory, fingerprint, mirror=saving.mirror)) as saver,
     ):
         flops = work.flops(network)  # before it may be compiled
-        state, step = _start(network, work, directory, fingerprint)
+        state, first = _start(network, work, directory, fingerprint)
+        step = first
         if step:
             on_resume(step)
         model = wrap(state.network.train(), work.device, ranks)
@@ -131,7 +132,8 @@ def train(
                         raise Interrupted(
                             f"stopped at step {step} of {params.steps}, state saved; the same command carries on"
                         )
-            save(wait=True)
+            if step > first:
+                save(wait=True)
     return Trained(state.network, state.ema.network)
 
 
