@@ -1,10 +1,12 @@
-"""Which device to compute on: a matter of the machine, so it comes from the environment and never from params.yaml."""
+"""The device to compute on. It is a matter of the machine, so it comes from the environment, never from params.yaml."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from darkroom.errors import InputError
+from darkroom.errors import InputError, StageFailed
 
 
 def choose_device() -> torch.device:
@@ -23,10 +25,30 @@ def choose_device() -> torch.device:
 def _repeat_exactly() -> None:
     """Let CUDA compute the same bits each time, and fp32 be fp32: a resumed training has to equal an unbroken one.
 
-    Operations that have no deterministic form warn.
+    Operations that have no deterministic form warn, here; training is stricter (`training.loop`).
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Otherwise all memory is written twice, which no valid program can tell.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def memory_explained(device: torch.device, images: int) -> Iterator[None]:
+    """Say in one line what to do when the memory of `device` is too small for `images` at once."""
+    try:
+        yield
+    except RuntimeError as error:  # torch has a class of its own for a GPU's memory only
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        less = (
+            f"DARKROOM_MICRO_BATCH={images // 2} takes less and trains the same"
+            if images > 1
+            else "it needs a larger one"
+        )
+        raise StageFailed(
+            f"out of memory on {device} with {images} images at once; {less}; checkpoints are kept"
+        ) from None

@@ -310,6 +310,17 @@ def test_a_slow_mirror_holds_up_neither_training_nor_saves(
     assert objects(client) == files_of(16)
 
 
+def test_a_step_that_was_cut_short_there_is_kept_when_it_is_saved_again(client: S3Client, directory: Path) -> None:
+    train(directory, 4)
+    client.put_object(Bucket=BUCKET, Key=f"{START}{files_of(8)[1]}", Body=b"a machine vanished here")
+    mirror = S3Mirror(URI, FINGERPRINT)
+    mirror.pull(directory)
+    saver = Saver(directory, FINGERPRINT, keep=1, mirror=mirror)
+    saver.save(8, state(8), wait=True)
+    saver.close()
+    assert set(objects(client)) >= set(files_of(8))
+
+
 def test_refusals_at_the_start_say_why(
     client: S3Client, directory: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

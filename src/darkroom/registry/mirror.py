@@ -54,6 +54,7 @@ class S3Mirror:
             for file in files:
                 name, state = file.relative_to(directory).as_posix(), file.stat()
                 version = state.st_size, state.st_mtime_ns
+                self._strays.discard(name)
                 if file.suffix != ".safetensors":  # small, and the training may be appending to it
                     client.put_object(Bucket=self._bucket, Key=self._start + name, Body=file.read_bytes())
                 elif self._pushed.get(name) != version:

@@ -1,5 +1,6 @@
 """What every stage shares: the exit code that says how it ended, and one clear line instead of a traceback."""
 
+import errno
 import logging
 import os
 import signal
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from darkroom.errors import InputError, Interrupted, StageFailed
 from darkroom.workspace import Workspace
+
+_DISK = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, STOPPED = 0, 1, 2, 75, 130
 
@@ -43,6 +46,11 @@ def outcome(run: Callable[[Workspace], None], name: str, say: Callable[[str], No
         return BAD_INPUT
     except (StageFailed, FloatingPointError) as error:  # the second is a network's that returned NaN
         say(str(error))
+        return FAILED
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        say(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}; nothing half-written is left")
         return FAILED
     except Interrupted as error:
         say(str(error))

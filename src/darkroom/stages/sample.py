@@ -22,6 +22,7 @@ def run(workspace: Workspace) -> None:
         raise StageFailed("models/ema.safetensors holds values that are not finite")
     sets = 1 if params.guidance_scale == 1 else 2
     with joined(device, timeout=timedelta(hours=12)) as ranks:  # they meet once, when all have drawn
+        ranks.check_equal(model.network.state_dict(), "the weights in models/")
         share = ranks.share(params.num_images)
         total, own = sets * params.num_images, sets * (share.stop - share.start)
         with progress("sampling", total, "images") as advance:  # as if the other ranks were as far as this one

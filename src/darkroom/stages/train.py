@@ -1,15 +1,15 @@
 """train: the UNet and its EMA, from the first step or from the last checkpoint of the same fingerprint."""
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from darkroom.data.dataset import DatasetInfo, load_info, load_split
-from darkroom.device import choose_device
-from darkroom.errors import Interrupted, StageFailed
+from darkroom.device import choose_device, memory_explained
+from darkroom.errors import Interrupted
 from darkroom.params import Params
 from darkroom.progress import progress
 from darkroom.registry.mirror import S3Mirror
@@ -34,23 +34,32 @@ class _Job:
     params: Params
     info: DatasetInfo
     fingerprint: str
+    micro_batch: int | None
 
     @property
     def directory(self) -> Path:
         """Where its checkpoints are."""
         return self.workspace.checkpoints / self.fingerprint
 
+    def identity(self) -> dict[str, torch.Tensor]:
+        """What all ranks have to agree on."""
+        digest = torch.frombuffer(bytearray.fromhex(self.fingerprint), dtype=torch.uint8)
+        return {"fingerprint": digest, "DARKROOM_MICRO_BATCH": torch.tensor(self.micro_batch or 0)}
+
 
 def run(workspace: Workspace) -> None:
     """Write what a training leaves in `models/` and `reports/train/`. Of several ranks, the first one reports."""
     params, info = workspace.params(), load_info(workspace.prepared)
-    job = _Job(workspace, params, info, training_fingerprint(params.train, info.digest))
+    fingerprint = training_fingerprint(params.train, info.digest)
+    job = _Job(workspace, params, info, fingerprint, environment.count("DARKROOM_MICRO_BATCH"))
     device = rank_device(choose_device())
     with joined(device) as ranks:
+        ranks.check_equal(job.identity(), "parameters, data or code")
         if ranks.is_first:
             _train_and_report(job, device, ranks)
         else:
             _train(job, device, ranks, lambda tick: None, lambda step: None, None)
+        ranks.wait(patient=True)  # until all is written: another machine may go on with it
 
 
 def _train_and_report(job: _Job, device: torch.device, ranks: Ranks) -> None:
@@ -94,13 +103,12 @@ def _train(
     mirror: S3Mirror | None,
 ) -> Trained:
     params = job.params.train
-    micro_batch = environment.count("DARKROOM_MICRO_BATCH")
     saving = Saving(
         every_seconds=environment.seconds("DARKROOM_CHECKPOINT_SECONDS", 30.0),
         every_steps=environment.count("DARKROOM_CHECKPOINT_STEPS"),
         mirror=mirror,
     )
-    with _memory_explained(device, micro_batch or params.batch_size // ranks.count):
+    with memory_explained(device, job.micro_batch or params.batch_size // ranks.count):
         network, batches = set_up(params, job.info, load_split(job.workspace.prepared, "train"), device)
         with closing(batches):
             return train(
@@ -112,27 +120,9 @@ def _train(
                 on_tick=on_tick,
                 on_resume=on_resume,
                 ranks=ranks,
-                micro_batch=micro_batch,
+                micro_batch=job.micro_batch,
                 saving=saving,
             )
-
-
-@contextmanager
-def _memory_explained(device: torch.device, images: int) -> Iterator[None]:
-    """Say in one line what to do when the memory of `device` is too small for `images` at once."""
-    try:
-        yield
-    except RuntimeError as error:  # torch has a class of its own for a GPU's memory only
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        less = (
-            f"DARKROOM_MICRO_BATCH={images // 2} takes less and trains the same"
-            if images > 1
-            else "it needs a larger one"
-        )
-        raise StageFailed(
-            f"out of memory on {device} with {images} images at once; {less}; checkpoints are kept"
-        ) from None
 
 
 def _write_outputs(job: _Job, trained: Trained, history: History) -> None:

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
@@ -24,6 +24,7 @@ from darkroom.errors import InputError, Interrupted, StageFailed
 
 # Where a dead process cannot be noticed (a machine that vanished, a GPU that hangs), the others give up after this.
 TIMEOUT = timedelta(minutes=10)
+LONG_TIMEOUT = timedelta(hours=12)  # while the first rank fetches a mirror's checkpoint, say
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -42,6 +43,7 @@ class Ranks:
     rank: int = 0
     count: int = 1
     local_rank: int = 0  # among those on this machine: the number of its GPU
+    patient: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -61,17 +63,20 @@ class Ranks:
     def _shares(self, size: int) -> list[slice]:
         return [slice(rank * size // self.count, (rank + 1) * size // self.count) for rank in range(self.count)]
 
-    def agree(self, wish: int) -> int:
-        """The largest wish of any rank in this call. Waits for the other ranks, not for a GPU."""
+    def agree(self, wish: int, *, patient: bool = False) -> int:
+        """The largest wish of any rank in this call. Waits for the other ranks, not for a GPU.
+
+        With `patient`, for hours: one of them may be doing something long for all.
+        """
         if self.count == 1:
             return wish
         wishes = torch.tensor([wish])
-        dist.all_reduce(wishes, dist.ReduceOp.MAX)
+        dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self.patient if patient else None)
         return int(wishes)
 
-    def wait(self) -> None:
+    def wait(self, *, patient: bool = False) -> None:
         """Return when all ranks have come here."""
-        self.agree(0)
+        self.agree(0, patient=patient)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor` itself, now holding its sum over all ranks; on a GPU nothing waits for it."""
@@ -173,11 +178,13 @@ def joined(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Ranks
     try:
         with _killable():
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+            ranks = replace(ranks, patient=dist.new_group(backend="gloo", timeout=LONG_TIMEOUT))
             ranks.wait()  # gloo connects here, and not later in the middle of something
+            ranks.wait(patient=True)
         try:
             yield ranks
         except Interrupted:
-            ranks.wait()
+            ranks.wait(patient=True)  # for the first one, which saves and copies to the mirror
             dist.destroy_process_group()
             raise
     except RuntimeError as error:

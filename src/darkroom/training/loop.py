@@ -86,7 +86,7 @@ def train(
     ranks, saving = ranks or Ranks(), saving or Saving()
     work = _Work.divide(batches, params, ranks, micro_batch)
     with (
-        _arithmetic(params.precision),
+        _arithmetic(params.precision, work.device),
         closing(checkpoints.Saver(directory, fingerprint, mirror=saving.mirror)) as saver,
     ):
         flops = work.flops(network)  # before it may be compiled
@@ -95,6 +95,8 @@ def train(
         if step:
             on_resume(step)
         model = wrap(state.network.train(), work.device, ranks)
+        if ranks.count > 1 and step < params.steps:
+            work.gradients(model, step)  # for nothing: after it DDP sums in another order, which it then keeps
         meter, losses = Meter(params, work.device, step, flops, ranks.count), deque[str](maxlen=5)
         snapshots = snapshot_steps(params.steps, params.ema_snapshots)
         schedule = checkpoints.Schedule(step, time.monotonic(), saving.every_seconds, saving.every_steps, saving.cost)
@@ -185,8 +187,9 @@ class _Work:
         return training_flops(network, one.x_t, one.t, one.labels)
 
     def trial(self, network: nn.Module, steps: int) -> list[Tensor]:
-        """Train a copy on this rank's part alone, from the first step; the losses."""
-        params = self.params.model_copy(update={"batch_size": self.size // self.ranks.count, "ema_snapshots": 0})
+        """Train a copy on this rank's micro-batches alone, from the first step and without warm-up; the losses."""
+        changes = {"batch_size": self.size // self.ranks.count, "ema_snapshots": 0, "lr_warmup_steps": 0}
+        params = self.params.model_copy(update=changes)
         alone = replace(self, params=params, ranks=Ranks(), size=params.batch_size)
         state, losses = TrainingState(network.train(), params), []
         for step in range(steps):
@@ -199,13 +202,14 @@ def _start(network: nn.Module, work: _Work, directory: Path, fingerprint: str) -
     """The state to go on from and its step, the same on all ranks: rank 0 reads it."""
     params, ranks = work.params, work.ranks
     found = checkpoints.load_newest(directory, fingerprint) if ranks.is_first else None
-    step, variant = ranks.agree(found.step if found else 0), kernels.PLAIN
+    step, variant = ranks.agree(found.step if found else 0, patient=True), kernels.PLAIN
     if ranks.is_first:
         past = [past for past in snapshot_steps(params.steps, params.ema_snapshots) if past <= step]
         if missing := missing_snapshots(directory, past, DEFAULT_WIDTHS):
             raise StageFailed(f"{directory} lacks {', '.join(missing)}; remove it to train again from the first step")
-        variant = kernels.choose(network, work.trial, params.steps - step, directory, work.device)
-    kernels.VARIANTS[ranks.agree(kernels.VARIANTS.index(variant))].apply(network)
+        parts = (params.steps - step) * (params.batch_size // work.size)
+        variant = kernels.choose(network, work.trial, parts, directory, work.device)
+    kernels.VARIANTS[ranks.agree(kernels.VARIANTS.index(variant), patient=True)].apply(network)
     state = TrainingState(network, params)
     if found:
         state.load(found.tensors)
@@ -233,15 +237,23 @@ def _autocast(precision: str, device: torch.device) -> AbstractContextManager[ob
 
 
 @contextmanager
-def _arithmetic(precision: str) -> Iterator[None]:
-    """Let an NVIDIA GPU round the factors of fp32 products to TF32 exactly when `precision` is tf32."""
+def _arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """On a GPU: round the factors of fp32 products to TF32 exactly when `precision` is tf32, and repeat all bits.
+
+    Attention's backward pass adds up in any order unless that is an error, which a warning is not enough for.
+    """
+    if device.type != "cuda":
+        yield
+        return
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
+    before = matmul.allow_tf32, cudnn.allow_tf32, torch.get_deterministic_debug_mode()
     matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    torch.set_deterministic_debug_mode("error")
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
+        torch.set_deterministic_debug_mode(before[2])
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class Mirroring:
         """Push a checkpoint (tensors and voucher) soon, then drop what was removed."""
         with self._lock:
             self._next = files
-            self._removed |= set(removed)
+            self._removed = (self._removed | set(removed)) - {path.name for path in files}
             if self._thread is None:
                 self._thread = Thread(target=self._run, name="checkpoint mirror")
                 self._thread.start()

@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 
 from darkroom.errors import InputError, Interrupted, StageFailed
@@ -19,6 +21,12 @@ def project(tmp_path, monkeypatch):
         (InputError("a.png: cut short\nb.png: empty"), 2, "train: a.png: cut short\ntrain: b.png: empty\n"),
         (StageFailed("the loss is not finite"), 1, "train: the loss is not finite\n"),
         (FloatingPointError("not finite at timestep 7"), 1, "train: not finite at timestep 7\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "models/ema.safetensors"),
+            1,
+            "train: models/ema.safetensors cannot be written or read: No space left on device; nothing half-written is"
+            " left\n",
+        ),
         (Interrupted("stopped at step 7"), 75, "train: stopped at step 7\n"),
         (KeyboardInterrupt(), 130, "train: interrupted; nothing half-written is left\n"),
     ],

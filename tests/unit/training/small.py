@@ -4,7 +4,8 @@ import torch
 
 from darkroom.data.dataset import DatasetInfo, Split
 from darkroom.params import TrainParams
-from darkroom.training.loop import Saving, train
+from darkroom.training.distributed import Ranks
+from darkroom.training.loop import Saving, _Work, train
 from darkroom.training.setup import set_up
 
 FINGERPRINT = "f" * 64
@@ -48,6 +49,19 @@ PARAMS = TrainParams.model_validate(
 )
 
 
+def small_work(**changes):
+    """What steps of a training on 20 random images consist of, and its network."""
+    params = PARAMS.model_copy(update=changes)
+    network, batches = set_up(params, INFO, _data(), torch.device("cpu"))
+    return _Work.divide(batches, params, Ranks(), None), network
+
+
+def _data():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    return Split(images.numpy(), (torch.arange(20) % 10).numpy())
+
+
 def small_training(
     directory,
     *,
@@ -64,10 +78,7 @@ def small_training(
     directory.mkdir(parents=True, exist_ok=True)
     params = PARAMS.model_copy(update=changes)
     params = params.model_copy(update={"model": params.model.model_copy(update={"dropout": dropout})})
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    data = Split(images.numpy(), (torch.arange(20) % 10).numpy())
-    network, batches = set_up(params, INFO, data, torch.device(device))
+    network, batches = set_up(params, INFO, _data(), torch.device(device))
     return train(
         network,
         batches,

@@ -16,10 +16,11 @@ ENOUGH = 10**9  # steps, so that trying pays
 
 
 class Made:
-    """Trials that take `seconds` a step and lose `losses`, by variant; a list of the variants that were tried."""
+    """Trials that take `seconds` a step, lose `losses` and have `gradients`, by variant; which variants were tried."""
 
-    def __init__(self, monkeypatch, seconds, losses=None):
-        self.seconds, self.losses, self.now, self.tried, self.current = seconds, losses or {}, 0.0, [], PLAIN
+    def __init__(self, monkeypatch, seconds, losses=None, gradients=None):
+        self.seconds, self.losses, self.gradients = seconds, losses or {}, gradients or {}
+        self.now, self.tried, self.current = 0.0, [], PLAIN
         monkeypatch.setattr(kernels.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(Variant, "apply", lambda variant, network: self.begin(variant))
 
@@ -32,6 +33,8 @@ class Made:
         if isinstance(seconds, Exception):
             raise seconds
         self.now += steps * seconds
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, self.gradients.get(self.current, 1.0))
         return [torch.tensor(self.losses.get(self.current, 1.0))] * steps
 
 
@@ -49,6 +52,12 @@ def test_the_fastest_is_taken(monkeypatch, best):
 @pytest.mark.parametrize("loss", [1.02, 0.98, float("nan"), float("inf")])
 def test_a_fast_one_with_another_loss_is_not(monkeypatch, loss):
     made = Made(monkeypatch, {PLAIN: 1.0, LAST: 0.9, COMPILED: 0.1, BOTH: 0.95}, {COMPILED: loss})
+    assert search(made) == LAST
+
+
+@pytest.mark.parametrize("gradient", [1.2, 0.0, -1.0, float("nan")])
+def test_a_fast_one_with_another_gradient_is_not(monkeypatch, gradient):
+    made = Made(monkeypatch, {PLAIN: 1.0, LAST: 0.9, COMPILED: 0.1, BOTH: 0.95}, gradients={COMPILED: gradient})
     assert search(made) == LAST
 
 
@@ -103,6 +112,22 @@ def test_every_form_is_the_same_function_with_the_same_gradients(variant, oracle
     oracle(f"gradients, {variant}", "eager, relative", float((a - b).norm() / a.norm()), 1e-5)
 
 
+def test_a_variant_that_learns_nothing_is_found_out_in_a_real_trial(monkeypatch):
+    """With layers that start at zero and a warm-up, losses alone would hardly tell."""
+    from tests.unit.training.small import small_work
+
+    work, network = small_work(learning_rate=2e-4, lr_warmup_steps=5000)
+
+    def broken(variant, copied):
+        if variant != PLAIN:
+            for parameter in list(copied.parameters())[:-2]:
+                parameter.register_hook(torch.zeros_like)
+
+    monkeypatch.setattr(kernels, "WORTHWHILE", 0.0)
+    monkeypatch.setattr(Variant, "apply", broken)
+    assert fastest(network, work.trial, STEPS, lambda: None) == PLAIN
+
+
 def test_a_trial_leaves_the_network_as_it_is():
     network = nn.Conv2d(3, 4, 3)
     before = [parameter.clone() for parameter in network.parameters()]
@@ -111,6 +136,7 @@ def test_a_trial_leaves_the_network_as_it_is():
         with torch.no_grad():
             for parameter in copied.parameters():
                 parameter.zero_()
+                parameter.grad = torch.ones_like(parameter)
         return [torch.ones(())] * steps
 
     assert fastest(network, trial, STEPS, lambda: None) == PLAIN

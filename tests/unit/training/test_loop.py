@@ -303,3 +303,18 @@ def test_history_drops_what_is_repeated_and_what_a_crash_cut_short(tmp_path):
     history.truncate(2)
     history.append({"step": 3, "loss": 9.0})
     assert [(row["step"], row["loss"]) for row in history.rows()] == [(1, 0.5), (2, 1.0), (3, 9.0)]
+
+
+def test_history_survives_a_full_disk_and_a_line_that_was_cut_short(tmp_path, monkeypatch, caplog):
+    history = History(tmp_path / "h.jsonl")
+    history.append({"step": 1, "loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        history.append({"step": 2, "loss": 2.0})
+        history.append({"step": 3, "loss": 3.0})
+    assert [message for message in caplog.messages if "No space left on device; training goes on" in message]
+    assert len(caplog.messages) == 1
+    with history.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    history.append({"step": 4, "loss": 4.0})
+    assert [row["loss"] for row in history.rows()] == [1.0, 2.0, 3.0, 4.0]
