@@ -86,11 +86,11 @@ class Training:
     def running(self) -> bool:
         return self.process.poll() is None
 
-    def wait_for(self, condition, seconds: float = 120) -> None:
+    def wait_for(self, condition, seconds: float = 120, pause: float = 0.001) -> None:
         deadline = time.monotonic() + seconds
         while self.running() and not condition():
             assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.001)
+            time.sleep(pause)
 
     def kill(self, who: str, number: signal.Signals) -> None:
         trainer = self.trainer()
@@ -122,8 +122,9 @@ def kill_once(root: Path, chance: random.Random, number: int, quota: int) -> Kil
         training.wait_for(lambda: training.reached() >= target)
         where = "training"
         if when == "saving":
-            training.wait_for(training.writing)
-            where = "writing a checkpoint"
+            limit = training.reached() + 3 * INTERVAL  # a busy machine may look away during each of three writes
+            training.wait_for(lambda: training.writing() or training.reached() >= limit, pause=0)
+            where = "writing a checkpoint" if training.writing() else "training"
         else:
             time.sleep(chance.uniform(0, 0.05))
     if not training.running():
@@ -169,8 +170,9 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_bits(tmp_path, r
     for name, (expected, found) in digests.items():
         assert found == expected, name
     for kill in kills:
-        # One interval, and the steps made while a checkpoint was being written, which counts only when it is whole.
-        assert kill.resumed is None or kill.lost <= 1.5 * INTERVAL, kill
+        # An interval, and the steps made while a checkpoint was being written, which counts only when it is whole. The
+        # next save waits for that, so it is less than two intervals whatever the disk does.
+        assert kill.resumed is None or kill.lost < 2 * INTERVAL, kill
         if kill.number == signal.SIGTERM and kill.where in ("training", "writing a checkpoint"):
             assert kill.lost <= 0, kill
     assert {kill.number for kill in kills} == {signal.SIGKILL, signal.SIGTERM}

@@ -247,7 +247,7 @@ class Saver:
 
 @dataclass
 class Schedule:
-    """When to save: by time and by steps, whichever comes first, but for no more than `cost` of the time.
+    """When to save: by time, but for no more than `cost` of it, and by steps if that was asked for, whatever it costs.
 
     Counts from `step` and `now` (in seconds, of any monotonic clock), the last save or the start.
     """
@@ -257,13 +257,13 @@ class Schedule:
     every_seconds: float
     every_steps: int | None = None
     cost: float = SAVE_COST
-    pause: float = 0.0  # seconds that have to pass first, for the cost of the last save
+    pause: float = 0.0  # seconds between saves by time at the least, for the cost of the last one
 
     def due(self, step: int, now: float) -> bool:
         """Whether to save after `step` steps."""
         elapsed, steps = now - self.now, step - self.step
         by_steps = self.every_steps is not None and steps >= self.every_steps
-        return steps > 0 and elapsed >= self.pause and (by_steps or elapsed >= self.every_seconds)
+        return steps > 0 and (by_steps or elapsed >= max(self.every_seconds, self.pause))
 
     def saved(self, step: int, now: float, seconds: float) -> None:
         """Take note of a save that ended now and held up the training for `seconds`."""

@@ -534,7 +534,7 @@ def test_saves_are_due_by_time_and_by_steps():
 
 
 def test_saving_takes_at_most_its_share_of_the_time():
-    schedule = Schedule(step=0, now=0.0, every_seconds=1.0, every_steps=1)
+    schedule = Schedule(step=0, now=0.0, every_seconds=1.0)
     clock, saving, step = 0.0, 0.0, 0
     costs = random.Random(0)
     while clock < 10_000:
@@ -545,6 +545,14 @@ def test_saving_takes_at_most_its_share_of_the_time():
             schedule.saved(step, clock, cost)
     assert 0.005 < saving / clock <= 0.0101
     assert Schedule(step=0, now=0.0, every_seconds=0.0, cost=1e9, pause=2e-9).due(1, 1.0)
+
+
+def test_steps_that_were_asked_for_are_kept_whatever_they_cost():
+    schedule = Schedule(step=0, now=0.0, every_seconds=1.0, every_steps=50)
+    schedule.saved(50, 100.0, 10.0)
+    assert not schedule.due(99, 1099.9)
+    assert schedule.due(99, 1100.0)
+    assert schedule.due(100, 100.1)
 
 
 def test_without_steps_only_time_counts():
