@@ -129,6 +129,8 @@ def kill_once(root: Path, chance: random.Random, number: int, quota: int) -> Kil
             time.sleep(chance.uniform(0, 0.05))
     if not training.running():
         return None
+    if training.trainer() is None:
+        who, what = "group", signal.SIGKILL
     training.kill(who, what)
     return Kill(who, what, where, training.reached())
 
