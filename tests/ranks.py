@@ -10,8 +10,8 @@ import psutil
 
 HEAD = """
 import json, os, pathlib, signal, sys, threading, time
-import torch
 from darkroom.errors import InputError, Interrupted, StageFailed
+import torch
 from darkroom.stages.runner import main
 from darkroom.training.distributed import *
 """
