@@ -55,7 +55,7 @@ def measure(workspace: Workspace, seeds: int) -> Iterator[dict[str, Any]]:
     model, params = DiffusionModel.load(workspace.models), workspace.params().sample
     extractor, reference = Extractor.load(workspace.extractor), Reference.load(workspace.extractor)
     distance = ReferenceDistance(reference.features)
-    labels = balanced_labels(params.num_images, len(model.card.classes))
+    labels = balanced_labels(params.num_images, model.card.num_labels)
     known = read_json(RESULTS)["rows"] if RESULTS.exists() else []
     for seed in range(seeds):
         for sampler, all_steps in STEPS.items():

@@ -3,6 +3,7 @@
 `python -m flows.champion tracking-uri` and `… model-uri` print one value, for the Makefile and for scripts.
 """
 
+import json
 import sys
 from typing import Any
 
@@ -13,13 +14,13 @@ _PULL = """\
 import base64, mlflow, pandas as pd
 mlflow.set_tracking_uri("{tracking}")
 model = mlflow.pyfunc.load_model("{model}")
-images = model.predict(pd.DataFrame({{"class_label": [3, 7]}}), params={{"seed": 1}})
+images = model.predict(pd.DataFrame({rows}), params={{"seed": 1}})
 open("image.png", "wb").write(base64.b64decode(images["png"][0]))"""
 
 _SERVE = """\
 MLFLOW_TRACKING_URI="{tracking}" mlflow models serve -m "{model}" --env-manager local --port 5001
 curl -s http://127.0.0.1:5001/invocations -H "Content-Type: application/json" \\
-  -d '{{"dataframe_split": {{"columns": ["class_label"], "data": [[3], [7]]}}, "params": {{"seed": 1}}}}'"""
+  -d '{{"dataframe_split": {body}, "params": {{"seed": 1}}}}'"""
 
 
 def model_uri(workspace: Workspace) -> str:
@@ -41,13 +42,17 @@ def headline(workspace: Workspace, champion: dict[str, Any]) -> str:
     def figure(name: str, digits: int) -> str:
         return f"{figures[name]:.{digits}f}" if name in figures else "?"
 
+    def accuracy(name: str) -> str:
+        """Nothing for a model without classes."""
+        return f", class accuracy {figure(name, 4)}" if name in figures else ""
+
     name = workspace.params().registry.name
     return "\n".join(
         [
             f"Champion: **{name}** version {champion['version']}, weights {str(champion['weights'])[:12]}",
-            f"- unguided: FID {figure('unguided.fid', 3)} (floor, held-out real images: {figure('floor.fid', 3)}), "
-            f"class accuracy {figure('unguided.class_accuracy', 4)}",
-            f"- guided: FID {figure('guided.fid', 3)}, class accuracy {figure('guided.class_accuracy', 4)}",
+            f"- unguided: FID {figure('unguided.fid', 3)} (floor, held-out real images: {figure('floor.fid', 3)})"
+            + accuracy("unguided.class_accuracy"),
+            f"- guided: FID {figure('guided.fid', 3)}" + accuracy("guided.class_accuracy"),
         ]
     )
 
@@ -56,7 +61,8 @@ def directions(workspace: Workspace) -> str:
     """Where to look, and the lines to copy for pulling and serving the champion."""
     from darkroom.registry.tracking import shown, tracking_uri
 
-    values = {"tracking": shown(tracking_uri(workspace)), "model": model_uri(workspace)}
+    rows, body = _two_images(workspace.params().data.num_classes)
+    values = {"tracking": shown(tracking_uri(workspace)), "model": model_uri(workspace), "rows": rows, "body": body}
     return "\n\n".join(
         [
             f"Look:   {workspace.reports / 'samples.png'}, or `make ui` for runs and curves",
@@ -64,6 +70,15 @@ def directions(workspace: Workspace) -> str:
             "Serve:  `make serve` here, or from anywhere:\n\n" + _SERVE.format(**values),
         ]
     )
+
+
+def _two_images(num_classes: int) -> tuple[str, str]:
+    """What a data frame is made from and what a request contains, to ask for two images."""
+    if num_classes == 0:
+        return "index=range(2)", '{"columns": [], "data": [[], []]}'
+    labels = [min(label, num_classes - 1) for label in (3, 7)]
+    split = {"columns": ["class_label"], "data": [[label] for label in labels]}
+    return json.dumps({"class_label": labels}), json.dumps(split)
 
 
 def main(arguments: list[str]) -> int:

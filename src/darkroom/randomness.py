@@ -1,8 +1,7 @@
 """Random numbers as a pure function of (seed, purpose, index, step): nothing to store, nothing to restore.
 
-The generator is Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), written with int64
-tensor operations so that every device gives the same bits. Because sample i's numbers depend on i alone, a batch may be
-split, resumed or spread over ranks without any sample noticing.
+The generator is Philox-4x32-10, which gives the same bits on every device. Because sample i's numbers depend on i
+alone, a batch may be split, resumed or spread over ranks without any sample noticing.
 """
 
 import math
@@ -11,10 +10,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
+from darkroom.philox import MASK, philox
 
 
 class Purpose(IntEnum):
@@ -32,20 +28,7 @@ class Purpose(IntEnum):
     SCALE_NOISE = 10
     REFERENCE_SHIFT = 11
     DROPOUT = 12
-
-
-def _philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox-4x32-10 on int64 tensors that hold unsigned 32-bit words."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        # A 32x32-bit product wraps in int64, but its bits are right; the mask undoes the sign extension of the shift.
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        high0, low0 = (product0 >> 32) & _MASK, product0 & _MASK
-        high1, low1 = (product1 >> 32) & _MASK, product1 & _MASK
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    REFERENCE_TURN = 13
 
 
 def random_words(seed: int, purpose: Purpose, index: Tensor, count: int, step: int = 0) -> Tensor:
@@ -61,10 +44,10 @@ def random_words(seed: int, purpose: Purpose, index: Tensor, count: int, step: i
     index = index.to(torch.int64)
     blocks = -(-count // 4)
     block = torch.arange(blocks, dtype=torch.int64, device=index.device).expand(len(index), blocks)
-    low = (index & _MASK)[:, None].expand_as(block)
-    high = ((index >> 32) & _MASK)[:, None].expand_as(block)
+    low = (index & MASK)[:, None].expand_as(block)
+    high = ((index >> 32) & MASK)[:, None].expand_as(block)
     stream = torch.full_like(block, (int(purpose) << 16) | step)
-    words = _philox((block, low, high, stream), (seed & _MASK, (seed >> 32) & _MASK))
+    words = philox((block, low, high, stream), (seed & MASK, (seed >> 32) & MASK))
     return torch.stack(words, dim=-1).flatten(1)[:, :count]
 
 

@@ -41,6 +41,15 @@ def make_project(root: Path) -> Workspace:
     return Workspace(root)
 
 
+def make_unlabelled(root: Path) -> Workspace:
+    """The same for images without classes."""
+    project = make_project(root)
+    set_params(project, "data", source="images", num_classes=0)
+    set_params(project, "train", label_dropout=0.0)
+    set_params(project, "sample", guidance_scale=1.0)
+    return project
+
+
 def set_params(workspace: Workspace, group: str, **values: Any) -> None:
     """Change parameters in place."""
     content = yaml.safe_load(workspace.params_file.read_text())
@@ -50,9 +59,10 @@ def set_params(workspace: Workspace, group: str, **values: Any) -> None:
 
 def write_model(workspace: Workspace, seed: int) -> str:
     """What train writes, for a network with random weights; return the digest of the weights."""
-    train = load_params(workspace.params_file).train
+    params = load_params(workspace.params_file)
+    train, classes = params.train, CLASSES[: params.data.num_classes]
     torch.manual_seed(seed)
-    network = build_unet(train.model, 8, 1, len(CLASSES), train.label_dropout)
+    network = build_unet(train.model, 8, 1, len(classes), train.label_dropout)
     tensors = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in network.state_dict().items()}
     workspace.models.mkdir(exist_ok=True)
     save_file(tensors, workspace.models / WEIGHTS_FILE)
@@ -60,7 +70,7 @@ def write_model(workspace: Workspace, seed: int) -> str:
     card = ModelCard(
         image_size=8,
         channels=1,
-        classes=CLASSES,
+        classes=classes,
         unet=train.model,
         schedule=train.schedule,
         label_dropout=train.label_dropout,
@@ -77,9 +87,13 @@ def write_model(workspace: Workspace, seed: int) -> str:
 
 
 def write_score(
-    workspace: Workspace, fid: float = 0.5, accuracy: float = 0.97, guided_accuracy: float = 0.995, **protocol: Any
+    workspace: Workspace,
+    fid: float = 0.5,
+    accuracy: float | None = 0.97,
+    guided_accuracy: float | None = 0.995,
+    **protocol: Any,
 ) -> ScoreRecord:
-    """What evaluate writes, with chosen figures."""
+    """What evaluate writes, with chosen figures; without classes both accuracies are None."""
     weights = ModelCard.model_validate_json((workspace.models / CARD_FILE).read_bytes()).weights_digest
     record = score_record(weights, fid, accuracy, guided_accuracy, **protocol)
     write_json(workspace.metrics_file, record.to_json_dict())
@@ -87,7 +101,11 @@ def write_score(
 
 
 def score_record(
-    weights: str = "w" * 64, fid: float = 0.5, accuracy: float = 0.97, guided_accuracy: float = 0.995, **protocol: Any
+    weights: str = "w" * 64,
+    fid: float = 0.5,
+    accuracy: float | None = 0.97,
+    guided_accuracy: float | None = 0.995,
+    **protocol: Any,
 ) -> ScoreRecord:
     """A record with chosen figures."""
     fields = {
@@ -105,7 +123,7 @@ def score_record(
     fields |= {"guidance_scale": 2.0, "seed": 0, "precision": "fp32", "kid_subsets": 2, "kid_subset_size": 5}
     measured = Protocol.model_validate(fields | protocol)
 
-    def score(guidance_scale: float, class_accuracy: float) -> SetScore:
+    def score(guidance_scale: float, class_accuracy: float | None) -> SetScore:
         return SetScore(guidance_scale=guidance_scale, fid=fid, kid=0.01, kid_std=0.001, class_accuracy=class_accuracy)
 
     return ScoreRecord(
@@ -113,7 +131,9 @@ def score_record(
         finite=True,
         unguided=score(1.0, accuracy),
         guided=score(measured.guidance_scale, guided_accuracy),
-        floor=RealScore(num_images=360, fid=0.7, kid=0.01, kid_std=0.001, class_accuracy=0.98),
+        floor=RealScore(
+            num_images=360, fid=0.7, kid=0.01, kid_std=0.001, class_accuracy=None if accuracy is None else 0.98
+        ),
         scale=Scale(noise_0_1=1, noise_0_2=3, noise_0_4=15, class_means=16, pure_noise=190),
         protocol=measured,
         protocol_digest=measured.digest,

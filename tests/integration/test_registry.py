@@ -33,6 +33,7 @@ from darkroom.workspace import Workspace
 from tests.integration.registry_project import (
     STEPS,
     empty_database,
+    make_unlabelled,
     set_params,
     workspace,
     write_extractor,
@@ -493,6 +494,63 @@ def loaded(tmp_path_factory: pytest.TempPathFactory, empty_database: bytes) -> A
             patch.delenv(name, raising=False)
         register(project)
     return mlflow.pyfunc.load_model(str(artifacts(project)))
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory, empty_database: bytes) -> Any:
+    """A registered model of images without classes, loaded, and the core's own."""
+    import mlflow
+
+    project = make_unlabelled(tmp_path_factory.mktemp("unlabelled"))
+    project.state.mkdir()
+    (project.state / "mlflow.db").write_bytes(empty_database)
+    write_model(project, 1)
+    write_score(project, accuracy=None, guided_accuracy=None, guidance_scale=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "DARKROOM_ARTIFACT_ROOT", "DARKROOM_STATE"):
+            patch.delenv(name, raising=False)
+        register(project)
+        (version,) = versions(project)
+    assert not any("accuracy" in name for name in version.tags)
+    return mlflow.pyfunc.load_model(str(artifacts(project))), project
+
+
+def test_a_model_without_classes_draws_a_row_without_columns(unlabelled: Any) -> None:
+    model, project = unlabelled
+    assert model.metadata.get_input_schema() is None
+    drawn = list(model.predict(pd.DataFrame(index=range(3)), params={"seed": 3})["png"])
+    images = [Image.open(io.BytesIO(base64.b64decode(png, validate=True))) for png in drawn]
+    settings = project.params().sample.changed()
+    expected = DiffusionModel.load(project.models).draw(torch.zeros(3, dtype=torch.int64), settings, seed=3)
+    assert [list(image.tobytes()) for image in images] == [image.flatten().tolist() for image in expected]
+    assert list(model.predict(pd.DataFrame(index=range(2)), params={"seed": 3})["png"]) == drawn[:2]
+    assert len(model.predict(pd.DataFrame())) == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "params", "words"),
+    [
+        (
+            pd.DataFrame({"class_label": [0]}),
+            {},
+            "unknown column 'class_label': expected none, as this model has no cl",
+        ),
+        ({"class_label": [0]}, {}, "unknown column 'class_label'"),
+        ([0, 0], {}, "input of type list: expected a data frame with a row for each image"),
+        (None, {}, "input of type NoneType"),
+        (pd.DataFrame(index=range(257)), {}, "257 rows: expected at most 256"),
+        (pd.DataFrame(index=range(2)), {"guidance_scale": 2.0}, "guidance_scale = 2.0"),
+        (pd.DataFrame(index=range(2)), {"stepps": 5}, "unknown parameter 'stepps'"),
+    ],
+)
+def test_what_a_model_without_classes_cannot_do_is_refused_by_name(
+    unlabelled: Any, data: Any, params: Any, words: str
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=words) as error:
+        unlabelled[0].predict(data, params=params)
+    assert error.value.get_http_status_code() == 400
 
 
 LABELS = pd.DataFrame({"class_label": [0, 1]})

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from PIL import Image
 from darkroom.registry.promotion import register
 from darkroom.registry.tracking import tracking_uri
 from darkroom.workspace import Workspace
-from tests.integration.registry_project import empty_database, workspace
+from tests.integration.registry_project import empty_database, make_unlabelled, workspace, write_model, write_score
 
 __all__ = ["empty_database", "workspace"]  # fixtures
 
 
-@pytest.fixture
+@contextmanager
 def service(workspace: Workspace, tmp_path: Path) -> Iterator[str]:
     """The address of a server that has answered /ping."""
     register(workspace)
@@ -70,7 +71,12 @@ def post(address: str, body: dict[str, Any]) -> tuple[int, Any]:
 
 
 @pytest.mark.slow
-def test_the_service_draws_pngs_and_refuses_by_name(service: str) -> None:
+def test_the_service_draws_pngs_and_refuses_by_name(workspace: Workspace, tmp_path: Path) -> None:
+    with service(workspace, tmp_path) as address:
+        _check_labelled(address)
+
+
+def _check_labelled(service: str) -> None:
     split = {"columns": ["class_label"], "data": [[3], [1], [4]]}
     status, answer = post(service, {"dataframe_split": split, "params": {"seed": 7, "guidance_scale": 1.5}})
     assert status == 200
@@ -96,3 +102,25 @@ def test_the_service_draws_pngs_and_refuses_by_name(service: str) -> None:
     ):
         status, answer = post(service, body)
         assert status == 400, answer
+
+
+@pytest.mark.slow
+def test_a_service_without_classes_draws_an_image_for_each_row(workspace: Workspace, tmp_path: Path) -> None:
+    make_unlabelled(workspace.root)
+    write_model(workspace, 1)
+    write_score(workspace, accuracy=None, guided_accuracy=None, guidance_scale=1.0)
+    with service(workspace, tmp_path) as address:
+        for body in (
+            {"dataframe_split": {"columns": [], "data": [[], []]}, "params": {"seed": 1}},
+            {"dataframe_records": [{}, {}], "params": {"seed": 1}},
+        ):
+            status, answer = post(address, body)
+            assert status == 200
+            assert len({row["png"] for row in answer["predictions"]}) == 2
+        for body in (
+            {"dataframe_split": {"columns": ["class_label"], "data": [[3]]}},
+            {"inputs": {"class_label": [3]}},
+            {"instances": [[], []]},
+        ):
+            status, answer = post(address, body)
+            assert status == 400, answer

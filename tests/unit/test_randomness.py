@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from darkroom.randomness import Purpose, _philox, integers, normal, permutation, random_words, uniform
+from darkroom.philox import philox
+from darkroom.randomness import Purpose, integers, normal, permutation, random_words, uniform
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from darkroom.randomness import Purpose, _philox, integers, normal, permutation,
     ],
 )
 def test_philox_gives_the_published_known_answers(counter, key, expected):
-    words = _philox(tuple(torch.tensor([word]) for word in counter), key)
+    words = philox(tuple(torch.tensor([word]) for word in counter), key)
     assert tuple(int(word) for word in words) == expected
 
 

@@ -24,7 +24,7 @@ class DatasetInfo(BaseModel):
     name: str  # the source's: "digits", or the last part of its path
     image_size: int  # pixels, square
     channels: int  # 1 grey, 3 RGB
-    classes: list[str]  # names; a label is a position in this list
+    classes: list[str]  # names; a label is a position in this list; empty: unlabelled
     splits: dict[str, int]  # "train", "test" -> number of images
     digest: str  # sha256 over the packed images, their labels and the class names
 
@@ -34,7 +34,7 @@ class Split:
     """The images of one split, in the order of the manifest."""
 
     images: NDArray[np.uint8]  # (N, C, H, W), 0..255, memory-mapped and read-only
-    labels: NDArray[np.int64]  # (N,), 0..num_classes - 1
+    labels: NDArray[np.int64]  # (N,), 0..num_classes - 1; all 0 when unlabelled
 
 
 def images_file(split: str) -> str:
@@ -75,10 +75,11 @@ def load_split(prepared: Path, split: str) -> Split:
     shape = (count, info.channels, info.image_size, info.image_size)
     images = _open(prepared / images_file(split), shape, np.dtype(np.uint8), memory_map=True)
     labels = _open(prepared / labels_file(split), (count,), np.dtype(np.int64), memory_map=False)
-    if count and not 0 <= labels.min() <= labels.max() < len(info.classes):
+    last = max(len(info.classes), 1) - 1
+    if count and not 0 <= labels.min() <= labels.max() <= last:
         raise InputError(
             f"{prepared / labels_file(split)}: labels from {labels.min()} to {labels.max()}; "
-            f"{INFO_FILE} declares {len(info.classes)} classes, labels 0 to {len(info.classes) - 1}"
+            f"{INFO_FILE} declares {len(info.classes)} classes, labels 0 to {last}"
         )
     return Split(images, labels)
 

@@ -20,7 +20,7 @@ class ModelCard(BaseModel):
     format: Literal[1] = 1
     image_size: int
     channels: int
-    classes: list[str]  # names; the index is the label
+    classes: list[str]  # names; the index is the label; empty: unconditional, every label is 0
     unet: UNetParams
     schedule: ScheduleParams
     prediction: Prediction = "eps"  # the cards of older models do not name it
@@ -28,6 +28,11 @@ class ModelCard(BaseModel):
     fingerprint: str  # of the training
     data_digest: str
     weights_digest: str  # sha256 of ema.safetensors
+
+    @property
+    def num_labels(self) -> int:
+        """How many different labels an image can be drawn for: the classes, or 0 alone where there are none."""
+        return max(len(self.classes), 1)
 
     @property
     def null_class(self) -> int | None:

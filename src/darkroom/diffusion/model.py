@@ -77,9 +77,10 @@ class DiffusionModel:
     def check_request(self, labels: Tensor, settings: DrawParams, guidance_scale: Tensor | None = None) -> None:
         """Raise InputError, naming the value and what is allowed, for anything that `draw` cannot do."""
         classes, total = self.card.classes, self.schedule.num_timesteps
-        bad = labels[(labels < 0) | (labels >= len(classes))]
+        bad = labels[(labels < 0) | (labels >= self.card.num_labels)]
         if len(bad):
-            raise InputError(f"class label {int(bad[0])}: expected 0 to {len(classes) - 1} ({', '.join(classes[:20])})")
+            known = f"0 to {len(classes) - 1} ({', '.join(classes[:20])})" if classes else "0, it has no classes"
+            raise InputError(f"class label {int(bad[0])}: expected {known}")
         if settings.steps > total:
             raise InputError(f"steps = {settings.steps}: expected 1 to {total}, the timesteps of this model's schedule")
         for scale in [settings.guidance_scale] if guidance_scale is None else torch.unique(guidance_scale).tolist():
@@ -101,7 +102,7 @@ class DiffusionModel:
         progress: Callable[[int], None] | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Draw one image per label: uint8 (N, C, H, W) on the CPU, for `labels` int64 (N,).
+        """Draw one image per label: uint8 (N, C, H, W) on the CPU, for `labels` int64 (N,), all 0 without classes.
 
         Image i's randomness is a function of (seed, index[i]) alone; `index` (N,) defaults to 0 … N-1. On one device
         image i is the same to the last bit in any batch. `guidance_scale` (N,) is one scale per image in the place of

@@ -10,9 +10,9 @@ from darkroom.evaluation.samples import SampleSet
 from darkroom.params import SampleParams
 
 
-def balanced_labels(num_images: int, num_classes: int) -> Tensor:
-    """0, 1, … num_classes - 1, 0, 1, …: int64 (num_images,); class counts differ by one at most."""
-    return torch.arange(num_images) % num_classes
+def balanced_labels(num_images: int, num_labels: int) -> Tensor:
+    """0, 1, … num_labels - 1, 0, 1, …: int64 (num_images,); counts differ by one at most."""
+    return torch.arange(num_images) % num_labels
 
 
 def draw_share(
@@ -23,7 +23,7 @@ def draw_share(
     They are the same in any share. `progress` counts finished images, up to 2 n.
     """
     index = torch.arange(params.num_images)[share]
-    labels = balanced_labels(params.num_images, len(model.card.classes))[share]
+    labels = balanced_labels(params.num_images, model.card.num_labels)[share]
 
     def draw(guidance_scale: float, done_before: int) -> Tensor:
         return model.draw(
@@ -41,7 +41,7 @@ def draw_share(
 
 def sample_set(model: DiffusionModel, params: SampleParams, unguided: Tensor, guided: Tensor) -> SampleSet:
     """All evaluation images, uint8 (N, C, H, W) each, with what they were drawn from."""
-    labels = balanced_labels(params.num_images, len(model.card.classes))
+    labels = balanced_labels(params.num_images, model.card.num_labels)
     return SampleSet(unguided, guided, labels, params, model.card.weights_digest, is_finite(model))
 
 

@@ -16,6 +16,7 @@ from darkroom.nets.classifier import Classifier
 WEIGHTS_FILE = "classifier.safetensors"
 CARD_FILE = "extractor.json"
 BATCH = 512
+TURNS = 4  # of an image by quarter turns: what a classifier without classes tells apart
 
 
 class ExtractorCard(BaseModel):
@@ -26,10 +27,10 @@ class ExtractorCard(BaseModel):
     format: Literal[1] = 1
     image_size: int
     image_channels: int
-    classes: list[str]
+    classes: list[str]  # empty: the classifier tells how an image is turned (fitting.py)
     channels: list[int]
     features: int
-    held_out_accuracy: float
+    held_out_accuracy: float  # in what the classifier tells apart
     data_digest: str
     weights_digest: str  # sha256 of classifier.safetensors
 
@@ -38,7 +39,7 @@ class ExtractorCard(BaseModel):
         return Classifier(
             image_channels=self.image_channels,
             image_size=self.image_size,
-            num_classes=len(self.classes),
+            num_classes=len(self.classes) or TURNS,
             channels=self.channels,
             features=self.features,
         )
@@ -84,6 +85,10 @@ class Extractor(nn.Module):
         """The share of uint8 `images` (N, C, H, W) that the classifier gives their `labels` int64 (N,)."""
         predicted = torch.cat([self.classifier(scale(part)).argmax(1) for part in torch.split(images, BATCH)])
         return (predicted == labels).double().mean().item()
+
+    def class_accuracy(self, images: Tensor, labels: Tensor) -> float | None:
+        """`accuracy` if `labels` are classes; None for images without classes, where it has no meaning."""
+        return self.accuracy(images, labels) if self.card.classes else None
 
 
 def scale(images: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Fitting the classifier whose features measure samples of this data set."""
+"""Fitting the classifier whose features measure samples of this data set.
+
+Without classes it learns to tell by how many quarter turns an image was turned, which takes knowing what is up in it
+(Gidaris 2018, "Unsupervised representation learning by predicting image rotations").
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from darkroom.errors import StageFailed
-from darkroom.evaluation.features import CARD_FILE, WEIGHTS_FILE, Extractor, ExtractorCard, scale
+from darkroom.evaluation.features import CARD_FILE, TURNS, WEIGHTS_FILE, Extractor, ExtractorCard, scale
 from darkroom.files import digest_file, replacing, write_json
 from darkroom.nets.classifier import Classifier
 from darkroom.params import ReferenceParams
@@ -22,13 +26,13 @@ MAX_SHIFT = 1  # pixels; shifted copies keep the features from fitting single tr
 def fit_classifier(
     classifier: Classifier,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     params: ReferenceParams,
     progress: Callable[[int], None] | None = None,
 ) -> Classifier:
     """Train `classifier` on uint8 images (N, C, H, W) and labels int64 (N,); returns it in evaluation mode.
 
-    Batches and shifts are functions of (seed, global sample index).
+    Without labels it learns turns. Batches, shifts and turns are functions of (seed, global sample index).
     """
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=params.learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, params.steps)
@@ -43,7 +47,8 @@ def fit_classifier(
                 order = permutation(params.seed, Purpose.REFERENCE_ORDER, epoch, len(images))
             chosen.append(int(order[sample % len(images)]))
         batch = shifted(scale(images[chosen]), samples, params.seed)
-        loss = F.cross_entropy(classifier(batch), labels[chosen])
+        batch, targets = turned(batch, samples, params.seed) if labels is None else (batch, labels[chosen])
+        loss = F.cross_entropy(classifier(batch), targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -65,6 +70,15 @@ def shifted(x: Tensor, samples: Tensor, seed: int) -> Tensor:
     return moved.movedim(-1, 1)
 
 
+def turned(x: Tensor, samples: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Turn each image of x (N, C, H, H) by 0 to 3 quarter turns, drawn for its sample; also the numbers, int64 (N,)."""
+    turns = integers(seed, Purpose.REFERENCE_TURN, samples, TURNS)
+    images = x.clone()
+    for number in range(1, TURNS):
+        images[turns == number] = x[turns == number].rot90(number, (2, 3))
+    return images, turns
+
+
 def fit_extractor(
     directory: Path,
     train: tuple[Tensor, Tensor],
@@ -74,18 +88,12 @@ def fit_extractor(
     params: ReferenceParams,
     progress: Callable[[int], None] | None = None,
 ) -> Extractor:
-    """Fit on `train`, check on `held_out`, write to `directory`. Raises StageFailed below `params.min_accuracy`."""
-    images = train[0]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(params.seed)
-        classifier = Classifier(
-            image_channels=images.shape[1],
-            image_size=images.shape[2],
-            num_classes=len(classes),
-            channels=params.channels,
-            features=params.features,
-        )
-    fit_classifier(classifier, *train, params, progress)
+    """Fit on `train`, check on `held_out`, write to `directory`. Raises StageFailed below `params.min_accuracy`.
+
+    `train` and `held_out` are uint8 images (N, C, H, W) and labels int64 (N,). Without `classes` the labels do not
+    matter: fitted and checked is how well the classifier tells by how many quarter turns an image was turned.
+    """
+    images, labels = train
     card = ExtractorCard(
         image_size=images.shape[2],
         image_channels=images.shape[1],
@@ -96,10 +104,16 @@ def fit_extractor(
         data_digest=data_digest,
         weights_digest="",
     )
-    accuracy = Extractor(card, classifier).accuracy(*held_out)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.seed)
+        classifier = card.build()
+    fit_classifier(classifier, images, labels if classes else None, params, progress)
+    check = held_out if classes else turned(held_out[0], torch.arange(len(held_out[0])), params.seed)
+    accuracy = Extractor(card, classifier).accuracy(*check)
     if accuracy < params.min_accuracy:
+        what = "images" if classes else "images' quarter turns"
         raise StageFailed(
-            f"the reference classifier gets {accuracy:.4f} of the held-out images right, reference.min_accuracy ="
+            f"the reference classifier gets {accuracy:.4f} of the held-out {what} right, reference.min_accuracy ="
             f" {params.min_accuracy}: scores would mean nothing; try more reference.steps or channels"
         )
     with replacing(directory / WEIGHTS_FILE) as temporary:

@@ -1,10 +1,11 @@
-"""A picture to show to somebody: a row per class, enlarged without smoothing."""
+"""A picture to show to somebody: a row per class, or rows of images without one, enlarged without smoothing."""
 
 import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from darkroom.files import write_bytes
@@ -21,10 +22,21 @@ BACKGROUND, INK = (24, 24, 27), (228, 228, 231)
 
 
 def labelled_grid(images: Tensor, labels: Tensor, classes: list[str], path: Path) -> None:
-    """Write a PNG with the first images of each class of uint8 `images` (N, C, H, W), the class name before its row."""
+    """Write a PNG of uint8 `images` (N, C, H, W) in the rows that `grid_rows` gives them, the names before the rows."""
     buffer = io.BytesIO()
-    grid_image(images, labels, dict(enumerate(classes))).save(buffer, "PNG", optimize=True)
+    grid_image(images, *grid_rows(labels, classes)).save(buffer, "PNG", optimize=True)
     write_bytes(path, buffer.getvalue())
+
+
+def grid_rows(labels: Tensor, classes: list[str]) -> tuple[Tensor, dict[int, str]]:
+    """The row of each image, int64 (N,), and the rows' names: one per class of `labels` int64 (N,), in their order.
+
+    Images without classes are in rows of 16 without a name.
+    """
+    if classes:
+        return labels, {label: classes[label] for label in dict.fromkeys(labels.tolist())}
+    rows = torch.arange(len(labels)) // COLUMNS
+    return rows, dict.fromkeys(rows.tolist(), "")
 
 
 def grid_image(images: Tensor, labels: Tensor, rows: Mapping[int, str]) -> "Image":

@@ -9,7 +9,7 @@ from torch import Tensor
 from darkroom.diffusion.model import DiffusionModel
 from darkroom.errors import InputError
 from darkroom.evaluation.film import Film
-from darkroom.evaluation.grid import grid_image, to_image
+from darkroom.evaluation.grid import grid_image, grid_rows, to_image
 from darkroom.files import replacing_directory, write_json
 from darkroom.params import DrawParams
 
@@ -17,7 +17,14 @@ RECORD_FILE = "samples.json"
 
 
 def find_labels(classes: list[str], asked: Sequence[str]) -> list[int]:
-    """Labels of the classes that were asked for by name or number, each once; none asked are all. Raises InputError."""
+    """Labels of the classes that were asked for by name or number, each once; none asked are all. Raises InputError.
+
+    A model without classes draws for the label 0 alone, and no class can be asked for.
+    """
+    if not classes:
+        if asked:
+            raise InputError(f"class {asked[0]!r}: this model was trained without classes; none can be asked for")
+        return [0]
     labels = []
     for text in asked or classes:
         if text in classes:
@@ -70,10 +77,11 @@ def draw_pictures(
 
     images = model.draw(drawn, settings, seed=seed, batch_size=batch_size, on_step=on_step)
     classes = model.card.classes
-    rows = {label: classes[label] for label in labels}
-    names = [f"{number:04d}-{_file_name(classes[label])}.png" for number, label in enumerate(drawn.tolist())]
+    named = [classes[label] for label in drawn.tolist()] if classes else []
+    endings = [f"-{_file_name(name)}" for name in named] if classes else [""] * len(drawn)
+    names = [f"{number:04d}{ending}.png" for number, ending in enumerate(endings)]
     record = {
-        "classes": [classes[label] for label in drawn.tolist()],
+        "classes": named,
         "files": names,
         "seed": seed,
         "settings": settings.model_dump(include=set(DrawParams.model_fields)),
@@ -82,10 +90,11 @@ def draw_pictures(
     with replacing_directory(directory) as new:
         for name, image in zip(names, images, strict=True):
             to_image(image).save(new / name, "PNG")
-        grid_image(images, drawn, rows).save(new / "grid.png", "PNG", optimize=True)
+        rows, titles = grid_rows(drawn, classes)
+        grid_image(images, rows, titles).save(new / "grid.png", "PNG", optimize=True)
         if film:
-            recorder.write_gif(new / "film.gif", drawn, rows)
-            recorder.write_strip(new / "film.png", drawn, rows)
+            recorder.write_gif(new / "film.gif", rows, titles)
+            recorder.write_strip(new / "film.png", rows, titles)
         write_json(new / RECORD_FILE, record)
     return images
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from darkroom.errors import InputError
 from darkroom.evaluation.reference import Scale
@@ -53,7 +53,7 @@ class SetScore(_Record):
     fid: float
     kid: float
     kid_std: float
-    class_accuracy: float  # share that the reference classifier gives the label they were drawn for
+    class_accuracy: float | None = None  # share that the reference classifier gives the label they were drawn for
 
 
 class RealScore(_Record):
@@ -63,11 +63,11 @@ class RealScore(_Record):
     fid: float
     kid: float
     kid_std: float
-    class_accuracy: float
+    class_accuracy: float | None = None
 
 
 class ScoreRecord(_Record):
-    """`reports/metrics.json`."""
+    """`reports/metrics.json`. Of images without classes there is no class accuracy: the key is absent."""
 
     weights_digest: str
     finite: bool  # all weights
@@ -78,6 +78,12 @@ class ScoreRecord(_Record):
     protocol: Protocol
     protocol_digest: str
 
+    @model_validator(mode="after")
+    def _all_class_accuracies_or_none(self) -> Self:
+        if len({score.class_accuracy is None for score in (self.unguided, self.guided, self.floor)}) > 1:
+            raise ValueError("class_accuracy is missing in some of unguided, guided and floor")
+        return self
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Raises InputError if the file is missing, garbled or its protocol digest is not that of its protocol."""
@@ -87,11 +93,13 @@ class ScoreRecord(_Record):
             raise InputError(f"{path}: no such file; `dvc repro` makes it") from None
         except ValidationError as error:
             first = error.errors()[0]
-            raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            where = ".".join(map(str, first["loc"])) or "the record"
+            raise InputError(f"{path}: {where}: {first['msg']}") from None
         if record.protocol.digest != record.protocol_digest:
             raise InputError(f"{path}: protocol_digest is not the digest of protocol; the file was edited")
         return record
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return self.model_dump(mode="json")
+        absent: set[str] = {"class_accuracy"} if self.floor.class_accuracy is None else set()
+        return self.model_dump(mode="json", exclude=dict.fromkeys(("unguided", "guided", "floor"), absent))

@@ -28,7 +28,7 @@ class Scale(BaseModel):
     noise_0_1: float  # the reference images with Gaussian noise of this standard deviation, at a range of [-1, 1]
     noise_0_2: float
     noise_0_4: float
-    class_means: float  # every image replaced by the mean of its class
+    class_means: float  # every image replaced by the mean of its class; without classes, of all images
     pure_noise: float  # uniform over all levels
 
 
@@ -41,7 +41,7 @@ class Statistics(BaseModel):
     num_images: int
     floor_num_images: int
     floor_fid: float
-    floor_class_accuracy: float
+    floor_class_accuracy: float | None = None  # absent without classes
     scale: Scale
 
 
@@ -83,10 +83,10 @@ def write_reference(
         num_images=len(real[0]),
         floor_num_images=len(held_out[0]),
         floor_fid=distance.fid(features["held_out"]),
-        floor_class_accuracy=extractor.accuracy(*held_out),
+        floor_class_accuracy=extractor.class_accuracy(*held_out),
         scale=_scale(distance, extractor, *real, seed),
     )
-    write_json(directory / STATISTICS_FILE, statistics.model_dump())
+    write_json(directory / STATISTICS_FILE, statistics.model_dump(exclude_none=True))
     return statistics
 
 

@@ -21,6 +21,7 @@ CODE = (
     "evaluation/features.py",
     "evaluation/score.py",
     "nets",
+    "philox.py",
     "randomness.py",
 )
 
@@ -47,7 +48,7 @@ def score_samples(samples: SampleSet, extractor_dir: Path, evaluate: EvaluatePar
             fid=distance.fid(features),
             kid=found.mean,
             kid_std=found.std,
-            class_accuracy=extractor.accuracy(images, samples.labels),
+            class_accuracy=extractor.class_accuracy(images, samples.labels),
         )
 
     protocol = Protocol(

@@ -111,10 +111,11 @@ def git_tags(root: Path) -> dict[str, str]:
 
 
 def score_figures(record: ScoreRecord) -> dict[str, float]:
-    """The figures that people compare, by the names they have everywhere: `unguided.fid` and so on."""
+    """The figures that there are for people to compare, by the names they have everywhere: `unguided.fid` and so on."""
     figures: dict[str, float] = {}
     for name, score in (("unguided", record.unguided), ("guided", record.guided), ("floor", record.floor)):
-        figures |= {f"{name}.fid": score.fid, f"{name}.kid": score.kid, f"{name}.class_accuracy": score.class_accuracy}
+        values = {"fid": score.fid, "kid": score.kid, "class_accuracy": score.class_accuracy}
+        figures |= {f"{name}.{key}": value for key, value in values.items() if value is not None}
     return figures
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from darkroom.data.s3_client import connected, parse_uri
+from darkroom.data.s3.client import connected, parse_uri
 from darkroom.errors import StageFailed
 from darkroom.files import replacing
 from darkroom.training.checkpoints import defect, newest_step, path_of, step_of, voucher_of

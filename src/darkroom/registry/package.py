@@ -17,6 +17,7 @@ from darkroom.params import DrawParams, SampleParams
 from darkroom.registry.tracking import import_mlflow
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow.models import ModelSignature
 
 # What loading and predicting import, and nothing else: a test imports the package in a process that has only these.
@@ -28,13 +29,16 @@ def requirements() -> list[str]:
     return [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
-def signature(sample: SampleParams) -> "ModelSignature":
-    """Labels in, base64 PNGs out; the parameters' defaults are those that the model was evaluated with."""
+def signature(classes: list[str], sample: SampleParams) -> "ModelSignature":
+    """Labels in, base64 PNGs out; the parameters' defaults are those that the model was evaluated with.
+
+    Without classes there is no input column: MLflow has no schema for that, and hands on what it is given.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     return ModelSignature(
-        inputs=Schema([ColSpec("long", "class_label")]),
+        inputs=Schema([ColSpec("long", "class_label")]) if classes else None,
         outputs=Schema([ColSpec("string", "png")]),
         params=ParamSchema(
             [
@@ -47,10 +51,15 @@ def signature(sample: SampleParams) -> "ModelSignature":
     )
 
 
-def log_package(run_id: str, models: Path, card: ModelCard, sample: SampleParams, tags: dict[str, str]) -> Any:
-    """Log the model in `models` (weights and card) to the run, on MLflow's current server; return its ModelInfo."""
+def input_example(classes: list[str]) -> "pd.DataFrame":
+    """A row per image: the label of its class, or no column where there are no classes."""
     import pandas as pd
 
+    return pd.DataFrame({"class_label": range(min(3, len(classes)))}) if classes else pd.DataFrame(index=range(3))
+
+
+def log_package(run_id: str, models: Path, card: ModelCard, sample: SampleParams, tags: dict[str, str]) -> Any:
+    """Log the model in `models` (weights and card) to the run, on MLflow's current server; return its ModelInfo."""
     mlflow = import_mlflow()
     source = Path(darkroom.__file__).parent
     with tempfile.TemporaryDirectory(prefix="darkroom-") as directory:
@@ -67,8 +76,8 @@ def log_package(run_id: str, models: Path, card: ModelCard, sample: SampleParams
                 artifacts={"model": str(weights)},
                 code_paths=[str(code)],
                 pip_requirements=requirements(),
-                signature=signature(sample),
-                input_example=pd.DataFrame({"class_label": range(min(3, len(card.classes)))}),
+                signature=signature(card.classes, sample),
+                input_example=input_example(card.classes),
                 tags=tags,
                 metadata={"classes": card.classes, "weights_digest": card.weights_digest},
             )

@@ -17,7 +17,10 @@ def smoke(uri: str) -> dict[str, object]:
     from PIL import Image
 
     model = mlflow.pyfunc.load_model(uri)
-    images = model.predict(pd.DataFrame({"class_label": [0, 0]}), params={"seed": 1})["png"]
+    schema = model.metadata.get_input_schema()  # None for images without classes: a row each
+    columns = [] if schema is None else schema.input_names()
+    rows = pd.DataFrame({name: [0, 0] for name in columns}, index=range(2))
+    images = model.predict(rows, params={"seed": 1})["png"]
     sizes = [Image.open(io.BytesIO(base64.b64decode(image, validate=True))).size for image in images]
     return {
         "weights_digest": model.unwrap_python_model().weights_digest,

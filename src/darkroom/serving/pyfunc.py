@@ -1,5 +1,7 @@
 """The model as MLflow loads it: class labels in, PNGs as base64 text out. What it cannot do, it refuses by name.
 
+A model without classes takes rows without columns, one for each image.
+
 Runs from the copy of this package inside the registered model, wherever that is loaded; so it may import nothing beyond
 the model's own requirements.
 """
@@ -59,11 +61,13 @@ class ImageGenerator(PythonModel):
         asked_input, asked_params = self._as_asked(model_input, params)
         try:
             _check_names("parameter", asked_params, PARAMS)
-            _check_names("column", asked_input, (COLUMN,))
+            classes = self.model.card.classes
+            _check_names("column", asked_input, (COLUMN,) if classes else ())
             missing = [name for name in PARAMS if params.get(name) is None]
             if missing:
                 raise InputError(f"parameter {missing[0]!r} is missing")
-            labels = _labels(model_input)
+            _check_rows(model_input)
+            labels = _labels(model_input) if classes else torch.zeros(len(model_input), dtype=torch.int64)
             seed = params["seed"]
             if not 0 <= seed < 1 << 63:
                 raise InputError(f"seed = {seed}: expected 0 to 2**63 - 1")
@@ -96,13 +100,19 @@ def _check_names(kind: str, given: Any, allowed: tuple[str, ...]) -> None:
     names = list(given.columns) if isinstance(given, pd.DataFrame) else list(given) if isinstance(given, dict) else []
     for name in names:
         if name not in allowed:
-            raise InputError(f"unknown {kind} {name!r}: expected {', '.join(allowed)}")
+            expected = ", ".join(allowed) or "none, as this model has no classes: one row for each image"
+            raise InputError(f"unknown {kind} {name!r}: expected {expected}")
+
+
+def _check_rows(model_input: Any) -> None:
+    if not isinstance(model_input, pd.DataFrame):
+        raise InputError(f"input of type {type(model_input).__name__}: expected a data frame with a row for each image")
+    if len(model_input) > MAX_IMAGES:
+        raise InputError(f"{len(model_input)} rows: expected at most {MAX_IMAGES} in one request")
 
 
 def _labels(model_input: pd.DataFrame) -> torch.Tensor:
     """int64 (N,). Ranges are checked by `DiffusionModel.draw`."""
-    if len(model_input) > MAX_IMAGES:
-        raise InputError(f"{len(model_input)} rows: expected at most {MAX_IMAGES} in one request")
     if COLUMN not in model_input:
         raise InputError(f"column {COLUMN!r} is missing")
     column = model_input[COLUMN]

@@ -25,8 +25,9 @@ def run(workspace: Workspace) -> None:
         with progress("reference classifier", params.steps, "steps") as advance:
             extractor = fit_extractor(new, train, held_out, info.classes, info.digest, params, advance)
         found = write_reference(new, extractor, train, held_out, params.seed)
+    accuracy = "held-out accuracy" if info.classes else "held-out accuracy in quarter turns"
     print(
-        f"held-out accuracy {extractor.card.held_out_accuracy:.4f}; floor: FID {found.floor_fid:.3f}"
+        f"{accuracy} {extractor.card.held_out_accuracy:.4f}; floor: FID {found.floor_fid:.3f}"
         f" of {found.floor_num_images} held-out images against {found.num_images}"
     )
 

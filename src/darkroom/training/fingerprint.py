@@ -15,6 +15,7 @@ CODE = (
     "diffusion/pixels.py",
     "diffusion/schedules.py",
     "nets/unet.py",
+    "philox.py",
     "randomness.py",
     "training/batches.py",
     "training/checkpoints.py",

@@ -18,8 +18,8 @@ from darkroom.params import DataParams
 
 @pytest.fixture
 def prepared(folder: Path, data_params: Callable[..., DataParams]) -> Path:
-    params, directory = data_params(), folder.parent / "prepared"
-    pack(open_source(params, folder.parent, folder.parent / "raw"), params, directory)
+    params, root, directory = data_params(), folder.parent, folder.parent / "prepared"
+    pack(open_source(params, root, root / "raw", root / "scratch"), params, directory, root / "scratch")
     return directory
 
 
@@ -69,3 +69,13 @@ def test_reader_imports_neither_pandas_nor_pillow_nor_the_services() -> None:
     modules = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
     heavy = {"pandas", "pyarrow", "PIL", "sklearn", "great_expectations", "boto3", "botocore", "torch", "mlflow", "dvc"}
     assert heavy.isdisjoint(modules)
+
+
+def test_unlabelled_images_have_the_label_0_and_no_other(prepared: Path) -> None:
+    info = json.loads((prepared / "dataset.json").read_text())
+    (prepared / "dataset.json").write_text(json.dumps(info | {"classes": []}))
+    np.save(prepared / "test_labels.npy", np.zeros(8, dtype=np.int64))
+    assert load_split(prepared, "test").labels.tolist() == [0] * 8
+    np.save(prepared / "test_labels.npy", np.arange(8) % 2)
+    with pytest.raises(InputError, match=r"labels from 0 to 1; .* declares 0 classes, labels 0 to 0"):
+        load_split(prepared, "test")

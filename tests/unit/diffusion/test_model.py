@@ -19,10 +19,10 @@ from tests.unit.training.small import PARAMS
 CLASSES = [str(digit) for digit in range(10)]
 
 
-def write_model(directory, label_dropout=0.1, spoil=None, prediction="v"):
+def write_model(directory, label_dropout=0.1, spoil=None, prediction="v", classes=CLASSES):
     """A model with random weights. As a prediction of v these give grey images; as one of eps, black and white ones."""
     torch.manual_seed(0)
-    network = build_unet(PARAMS.model, 8, 1, 10, label_dropout)
+    network = build_unet(PARAMS.model, 8, 1, len(classes), label_dropout)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     if spoil is not None:
@@ -31,7 +31,7 @@ def write_model(directory, label_dropout=0.1, spoil=None, prediction="v"):
     card = ModelCard(
         image_size=8,
         channels=1,
-        classes=CLASSES,
+        classes=classes,
         unet=PARAMS.model,
         schedule=ScheduleParams(name="cosine", num_timesteps=100),
         prediction=prediction,
@@ -190,6 +190,22 @@ def test_guidance_without_label_dropping_is_refused(tmp_path):
     assert model.draw(torch.arange(2), SETTINGS.changed(guidance_scale=1.0), seed=3).shape == (2, 1, 8, 8)
     with pytest.raises(InputError, match="trained without label dropping; only 1"):
         model.draw(torch.arange(2), SETTINGS, seed=3)
+
+
+def test_a_model_without_classes_draws_image_i_the_same_alone_and_in_any_batch(tmp_path):
+    model = DiffusionModel.load(write_model(tmp_path, label_dropout=0.0, classes=[]))
+    assert model.card.classes == []
+    assert model.network.label_embedding is None
+    settings = SETTINGS.changed(guidance_scale=1.0)
+    together = model.draw(torch.zeros(21, dtype=torch.int64), settings, seed=3)
+    assert len(torch.unique(together, dim=0)) == 21
+    assert torch.equal(model.draw(torch.zeros(21, dtype=torch.int64), settings, seed=3, batch_size=4), together)
+    alone = model.draw(torch.tensor([0]), settings, seed=3, index=torch.tensor([5]))
+    assert torch.equal(alone[0], together[5])
+    with pytest.raises(InputError, match="class label 1: expected 0, it has no classes"):
+        model.draw(torch.tensor([0, 1]), settings, seed=3)
+    with pytest.raises(InputError, match=r"guidance_scale = 2\.0: .* only 1"):
+        model.draw(torch.tensor([0]), SETTINGS, seed=3)
 
 
 def test_a_network_that_returns_nan_is_an_error_not_an_image(tmp_path):

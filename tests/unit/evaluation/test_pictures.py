@@ -97,3 +97,20 @@ def test_classes_are_found_by_name_before_number():
     for wrong in ("3", "-1", "tenhc"):
         with pytest.raises(InputError, match=f"class '{wrong}': expected a name or a number from 0 to 2 of: tench, 7"):
             find_labels(classes, [wrong])
+
+
+def test_without_classes_there_is_one_label_and_none_can_be_asked_for():
+    assert find_labels([], []) == [0]
+    with pytest.raises(InputError, match="class '3': this model was trained without classes; none can be asked for"):
+        find_labels([], ["3"])
+
+
+def test_pictures_without_classes_are_numbered_files_and_rows_of_sixteen(tmp_path):
+    model = DiffusionModel.load(write_model(tmp_path, label_dropout=0.0, classes=[]))
+    settings, out = SETTINGS.changed(guidance_scale=1.0), tmp_path / "samples"
+    images = draw_pictures(model, settings, [0], 20, 1, out, film=True)
+    assert torch.equal(images, model.draw(torch.zeros(20, dtype=torch.int64), settings, seed=1))
+    record = json.loads((out / "samples.json").read_text())
+    assert record["classes"] == []
+    assert record["files"] == [f"{number:04d}.png" for number in range(20)]
+    assert Image.open(out / "grid.png").height == Image.open(out / "film.png").height == 24 + 2 * 52 - 4

@@ -89,3 +89,22 @@ def test_a_garbled_record_is_refused_by_name(tmp_path, content):
     (tmp_path / "m.json").write_text(content)
     with pytest.raises(InputError, match=r"m\.json"):
         ScoreRecord.read(tmp_path / "m.json")
+
+
+def test_a_record_without_classes_has_no_class_accuracy_and_round_trips(tmp_path):
+    bare = record()
+    for group in ("unguided", "guided", "floor"):
+        del bare[group]["class_accuracy"]
+    write_json(tmp_path / "m.json", bare)
+    read = ScoreRecord.read(tmp_path / "m.json")
+    assert read.to_json_dict() == bare
+    assert ScoreRecord.model_validate(record()).to_json_dict() == record()
+
+
+@pytest.mark.parametrize("group", ["unguided", "guided", "floor"])
+def test_a_class_accuracy_that_is_missing_in_one_place_is_refused(tmp_path, group):
+    edited = record()
+    del edited[group]["class_accuracy"]
+    write_json(tmp_path / "m.json", edited)
+    with pytest.raises(InputError, match=r"m\.json: the record: .*class_accuracy is missing in some of"):
+        ScoreRecord.read(tmp_path / "m.json")

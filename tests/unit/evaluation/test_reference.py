@@ -1,11 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from darkroom.errors import InputError, StageFailed
 from darkroom.evaluation.features import Extractor
-from darkroom.evaluation.fitting import fit_extractor, shifted
+from darkroom.evaluation.fitting import fit_extractor, shifted, turned
 from darkroom.evaluation.reference import Reference, write_reference
+from darkroom.files import read_json
 from darkroom.params import ReferenceParams
 
 PARAMS = ReferenceParams(
@@ -85,3 +87,41 @@ def test_shifting_moves_by_one_pixel_at_most_and_continues_the_edge():
     windows = {tuple(padded[r : r + 8, c : c + 8].flatten().tolist()) for r in range(3) for c in range(3)}
     found = {tuple(image.flatten().tolist()) for image in shifted(images, torch.arange(90), seed=0)}
     assert found == windows
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_turning_is_that_of_numpy_by_a_number_that_belongs_to_the_sample(dtype):
+    images = torch.arange(40 * 2 * 9).reshape(40, 2, 3, 3).to(dtype)
+    samples = torch.arange(1000, 1040)
+    found, turns = turned(images, samples, seed=0)
+    for image, turn, expected in zip(images, turns.tolist(), found, strict=True):
+        assert np.array_equal(np.rot90(image.numpy(), turn, axes=(1, 2)), expected.numpy())
+    assert torch.equal(turned(images[7:9], samples[7:9], seed=0)[1], turns[7:9])
+    counts = torch.bincount(turned(images[:1].expand(8000, 2, 3, 3), torch.arange(8000), seed=0)[1])
+    assert counts.tolist() == pytest.approx([2000] * 4, rel=0.1)
+
+
+def test_without_classes_the_classifier_tells_turns_of_digits_it_has_not_seen(digits, tmp_path):
+    (images, labels), held_out = digits
+    extractor = fit_extractor(
+        tmp_path, (images, labels), held_out, [], "d", PARAMS.model_copy(update={"steps": 400, "min_accuracy": 0.6})
+    )
+    assert extractor.card.held_out_accuracy > 0.6  # 0, 1 and 8 look the same upside down
+    loaded = Extractor.load(tmp_path)
+    assert loaded.card.classes == []
+    for turns in range(4):  # the oracle: turned by hand, all of them by the same number
+        share = loaded.accuracy(held_out[0].rot90(turns, (2, 3)), torch.full_like(held_out[1], turns))
+        assert share > 0.5
+    assert loaded.class_accuracy(*held_out) is None
+    zeros = torch.zeros_like(labels), torch.zeros_like(held_out[1])
+    statistics = write_reference(tmp_path, loaded, (images, zeros[0]), (held_out[0], zeros[1]), seed=0)
+    assert "floor_class_accuracy" not in read_json(tmp_path / "reference.json")
+    scale = statistics.scale
+    assert 0 < scale.noise_0_1 < scale.noise_0_2 < scale.noise_0_4 < scale.pure_noise
+    assert statistics.floor_fid < scale.noise_0_4 < scale.class_means
+
+
+def test_images_that_look_the_same_when_turned_cannot_be_measured_that_way(tmp_path):
+    grey = (torch.full((64, 1, 8, 8), 100, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))
+    with pytest.raises(StageFailed, match=r"of the held-out images' quarter turns right, reference\.min_accuracy"):
+        fit_extractor(tmp_path, grey, grey, [], "d", PARAMS.model_copy(update={"steps": 5}))

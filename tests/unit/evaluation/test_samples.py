@@ -52,6 +52,24 @@ def test_samples_that_are_not_there_say_what_makes_them(tmp_path):
         SampleSet.read(tmp_path)
 
 
+def test_a_model_without_classes_draws_one_set_that_stands_for_both(tmp_path):
+    model = DiffusionModel.load(write_model(tmp_path, label_dropout=0.0, classes=[]))
+    seen: list[int] = []
+    samples = draw_samples(model, PARAMS.model_copy(update={"guidance_scale": 1.0}), seen.append)
+    assert seen == [10, 20, 23]
+    assert samples.labels.tolist() == [0] * 23
+    assert torch.equal(samples.unguided, samples.guided)
+
+
+def test_a_grid_of_images_without_classes_has_sixteen_in_a_row_in_their_order(tmp_path):
+    images = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(40, 1, 8, 8) * 6
+    labelled_grid(images, torch.zeros(40, dtype=torch.int64), [], tmp_path / "grid.png")
+    picture = Image.open(tmp_path / "grid.png")
+    assert picture.size == (24 + 16 * 52 - 4 + 12, 24 + 3 * 52 - 4)
+    shades = [picture.getpixel((24 + 52 * (k % 16) + 20, 12 + 52 * (k // 16) + 20))[0] for k in range(40)]
+    assert shades == [6 * k for k in range(40)]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_grid_shows_each_class_in_its_own_row(tmp_path, channels):
     images = torch.zeros(40, channels, 8, 8, dtype=torch.uint8)

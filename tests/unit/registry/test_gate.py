@@ -73,6 +73,21 @@ def test_scores_under_different_protocols_are_never_compared(field: str) -> None
         decide(POLICY, other, GOOD)
 
 
+def test_without_classes_nothing_is_asked_of_class_accuracy_nor_is_it_among_the_figures() -> None:
+    def unlabelled(fid: float) -> ScoreRecord:
+        return score_record(fid=fid, accuracy=None, guided_accuracy=None, guidance_scale=1.0)
+
+    verdict = decide(POLICY, unlabelled(0.6), unlabelled(0.55))
+    assert verdict.passed
+    assert verdict.figures == {
+        "unguided.fid": 0.6,
+        "max_fid": 0.8,
+        "champion's + max_fid_increase": pytest.approx(0.65),
+    }
+    assert decide(POLICY, unlabelled(0.9), None).reasons == ["unguided.fid is 0.9: expected at most 0.8 (max_fid)"]
+    assert not decide(POLICY, unlabelled(0.7), unlabelled(0.5)).passed
+
+
 @given(records, records)
 def test_beyond_a_margin_or_a_ceiling_never_passes(challenger: ScoreRecord, champion: ScoreRecord) -> None:
     verdict = decide(POLICY, challenger, champion)
