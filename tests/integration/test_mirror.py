@@ -17,6 +17,7 @@ from darkroom.errors import InputError, StageFailed
 from darkroom.files import digest_file
 from darkroom.registry.mirror import SETTING, S3Mirror
 from darkroom.training.checkpoints import Saver, load_newest, locked
+from tests.s3 import empty_bucket, server
 
 BUCKET = "darkroom-checkpoints"
 URI = f"s3://{BUCKET}/runs"
@@ -26,25 +27,14 @@ START = f"runs/{FINGERPRINT}/"
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with server() as url:
+        yield url
 
 
 @pytest.fixture
 def client(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Client]:
-    """An S3 with an empty bucket, reached through the environment alone."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=BUCKET)
-    yield client
-    for entry in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        client.delete_object(Bucket=BUCKET, Key=entry["Key"])
-    client.delete_bucket(Bucket=BUCKET)
+    with empty_bucket(endpoint, BUCKET, monkeypatch) as client:
+        yield client
 
 
 @pytest.fixture
@@ -239,9 +229,9 @@ def test_tensors_are_uploaded_once(client: S3Client, directory: Path, monkeypatc
 def test_a_server_that_is_down_during_training_is_only_logged(
     client: S3Client, directory: Path, endpoint: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    vanishing = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    vanishing.start()
+    host, port = vanishing.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     boto3.client("s3").create_bucket(Bucket="vanishing-bucket")
     uri = "s3://vanishing-bucket/runs"
@@ -251,7 +241,7 @@ def test_a_server_that_is_down_during_training_is_only_logged(
         saver = Saver(directory, FINGERPRINT, mirror=mirror)
         saver.save(4, state(4), wait=True)
         saver.close()
-        server.stop()
+        vanishing.stop()
         for step in (8, 12):
             saver.save(step, state(step), wait=True)
             saver.close()

@@ -1,0 +1,1 @@
+"""Raw data from S3: listed, fetched once, verified."""
