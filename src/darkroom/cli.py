@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from darkroom import __version__
+from darkroom import __version__, cli_data
 from darkroom.errors import InputError, Interrupted, StageFailed
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sample(add("sample", _sample, "draw images to look at: a grid, single PNGs and the film of their denoising"))
     _add_ema(add("ema", _ema, "make the EMA of another width: from the snapshots that training left, without training"))
     add("params", _params, "check params.yaml: prints each mistake, or that there is none")
+    cli_data.add_commands(commands)
     return parser
 
 

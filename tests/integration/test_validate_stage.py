@@ -5,13 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
 
+from darkroom.cli import main
+from darkroom.errors import InputError
 from darkroom.files import digest_file
 from darkroom.stages import prepare, validate
 from darkroom.workspace import Workspace
@@ -42,7 +46,8 @@ def stage(project: Path, name: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def photos(project: Path) -> Path:
+def photos(project: Path, **validation: object) -> Path:
+    """Twenty images of noise in two classes, and the parameters for them."""
     root = project / "data" / "raw" / "photos"
     generator = np.random.default_rng(0)
     for name in ("ant", "bee"):
@@ -50,7 +55,7 @@ def photos(project: Path) -> Path:
         for i in range(10):
             Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(root / name / f"{i}.png")
     change(project, "data", source="data/raw/photos", num_classes=2)
-    change(project, "validate", min_images_per_class=4)
+    change(project, "validate", **{"min_images_per_class": 4} | validation)
     return root
 
 
@@ -63,13 +68,13 @@ def test_digits_are_prepared_and_accepted_with_the_same_bytes_each_time(project:
         files = [*workspace.prepared.iterdir(), *workspace.reports.iterdir()]
         outputs.append({path.relative_to(project).as_posix(): digest_file(path) for path in files})
     assert outputs[0] == outputs[1]
-    assert len(outputs[0]) == 8
+    assert len(outputs[0]) == 9
     report = json.loads((workspace.reports / "validation.json").read_text())
     assert report["success"] is True
     assert report["dataset"] == json.loads((workspace.prepared / "dataset.json").read_text())["digest"]
     assert report["statistics"]["images"] == 1797
     assert report["statistics"]["per_class"]["8"] == {"train": 139, "test": 35}  # 174 in all
-    assert all(entry["success"] for entry in report["expectations"])
+    assert [entry["name"] for entry in report["expectations"] if not entry["success"]] == []
 
 
 @pytest.mark.slow
@@ -101,6 +106,68 @@ def test_missing_source_stops_prepare_and_leaves_nothing(project: Path) -> None:
     refused = stage(project, "prepare")
     assert refused.returncode == 2
     assert refused.stderr == (
-        f"prepare: {project}/data/raw/nowhere: no such folder; data.source in params.yaml names it\n"
+        f"prepare: {project}/data/raw/nowhere: no such file or folder; data.source in params.yaml names it\n"
     )
     assert [path.name for path in (project / "data").iterdir()] == ["raw"]
+
+
+def test_accepting_a_data_set_changes_nothing_that_train_depends_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (project / "expectations" / "accepted.json").unlink(missing_ok=True)
+    workspace, root = Workspace(project), photos(project)
+    prepare.run(workspace)
+    validate.run(workspace)
+    report, page = workspace.reports / "validation.json", workspace.reports / "validation.html"
+    before = report.read_bytes()
+    assert "no accepted data set" in page.read_text()
+    monkeypatch.chdir(project)
+    with pytest.raises(SystemExit) as done:
+        main(["data", "accept", "--reason", "first"])
+    assert done.value.code == 0
+    validate.run(workspace)
+    assert report.read_bytes() == before
+    assert "This is the accepted data set" in page.read_text()
+
+    for i in range(10, 20):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "bee" / f"{i}.png")
+    prepare.run(workspace)
+    caplog.clear()
+    validate.run(workspace)
+    assert "warning: class_drift: expected class shares within 0.1 of the accepted data set's" in caplog.text
+    assert "found: 0.167 (against photos " in caplog.text  # 10 of 20, then 20 of 30
+    with pytest.raises(SystemExit) as done:
+        main(["data", "drift"])
+    assert done.value.code == 1
+
+
+def test_copy_across_the_source_s_own_splits_stops_the_pipeline_by_name(project: Path) -> None:
+    workspace, _ = Workspace(project), photos(project)
+    prepare.run(workspace)
+    manifest = pd.read_parquet(workspace.prepared / "manifest.parquet")
+    test, train = ((manifest["split"] == split).idxmax() for split in ("test", "train"))
+    manifest.loc[test, "sha256"] = manifest.loc[train, "sha256"]
+    manifest.to_parquet(workspace.prepared / "manifest.parquet")
+    with pytest.raises(InputError) as refused:
+        validate.run(workspace)
+    assert 'expectation "no_leak" failed' in str(refused.value)
+    assert all(manifest.loc[row, "path"] in str(refused.value) for row in (test, train))
+    assert [path.name for path in workspace.reports.iterdir()] == ["validation.html"]
+
+
+def test_unlabelled_images_are_accepted(project: Path) -> None:
+    workspace, root = Workspace(project), photos(project)
+    for path in sorted(root.rglob("*.png")):
+        path.rename(root / f"{path.parent.name}{path.name}")
+        with suppress(OSError):
+            path.parent.rmdir()
+    change(project, "data", num_classes=0)
+    change(project, "train", label_dropout=0.0)
+    change(project, "sample", guidance_scale=1.0)
+    prepare.run(workspace)
+    validate.run(workspace)
+    report = json.loads((workspace.reports / "validation.json").read_text())
+    assert report["success"] is True
+    assert report["statistics"]["per_class"] == {}
+    assert "20 images without labels" in (workspace.reports / "validation.html").read_text()

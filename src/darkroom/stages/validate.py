@@ -3,10 +3,13 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from darkroom.data.dataset import MANIFEST_FILE, DatasetInfo, load_info, load_split
+from darkroom.data.dataset import MANIFEST_FILE, SPLITS, DatasetInfo, load_info, load_split
 from darkroom.data.manifest import read_manifest
-from darkroom.data.page import render
-from darkroom.data.validation import CRITICAL, Finding, check, failure_message
+from darkroom.data.statistics import read_statistics
+from darkroom.data.validation.drift import ACCEPTED_FILE, measure, read_accepted
+from darkroom.data.validation.findings import CRITICAL, Finding, failure_message
+from darkroom.data.validation.page import render
+from darkroom.data.validation.suite import check
 from darkroom.errors import InputError
 from darkroom.files import write_json, write_text
 from darkroom.stages.runner import main
@@ -27,33 +30,29 @@ def run(workspace: Workspace) -> None:
     report.unlink(missing_ok=True)
     params = workspace.params().validate_
     info = load_info(workspace.prepared)
-    train = load_split(workspace.prepared, "train")
-    load_split(workspace.prepared, "test")
+    splits = {name: load_split(workspace.prepared, name) for name in SPLITS}
     manifest = read_manifest(workspace.prepared / MANIFEST_FILE)
     _refuse_other_counts(manifest, info, workspace)
+    accepted = read_accepted(workspace.expectations.with_name(ACCEPTED_FILE))
+    drift = measure(accepted, read_statistics(workspace.prepared)) if accepted else None
 
-    findings = check(manifest, info, params, workspace.expectations)
-    figures = statistics(manifest, info, findings)
-    write_text(page, render(info, manifest, findings, figures, train))
+    findings = check(manifest, info, params, workspace.expectations, drift)
+    # Train depends on this file. What compares with the accepted data set is left out: to accept one, or another, must
+    # not train anew what is the same.
+    own = [finding for finding in findings if not finding.compares]
+    figures = count(manifest, info, own)
+    write_text(page, render(info, manifest, findings, figures, splits, drift))
     if message := failure_message(info.name, findings):
         raise InputError(f"{message}\nthe images and all findings are in {page}")
     for finding in findings:
         if not finding.success:
-            found = len(finding.offenders) or finding.observed
-            log.warning("warning: %s: expected %s, found %s", finding.name, finding.expected, found)
-    write_json(
-        report,
-        {
-            "success": True,
-            "dataset": info.digest,
-            "statistics": figures,
-            "expectations": [finding.to_json_dict() for finding in findings],
-        },
-    )
-    log.info("%s of %s expectations hold", figures["expectations"]["passed"], figures["expectations"]["evaluated"])
+            log.warning("warning: %s: %s", finding.name, finding.sentence(shown=1))
+    expectations = [finding.to_json_dict() for finding in own]
+    write_json(report, {"success": True, "dataset": info.digest, "statistics": figures, "expectations": expectations})
+    log.info("%s of %s expectations hold", sum(finding.success for finding in findings), len(findings))
 
 
-def statistics(manifest: "pd.DataFrame", info: DatasetInfo, findings: list[Finding]) -> dict[str, Any]:
+def count(manifest: "pd.DataFrame", info: DatasetInfo, findings: list[Finding]) -> dict[str, Any]:
     """Counts for the report and the page."""
     counts = manifest.groupby(["class_name", "split"]).size().to_dict()
     failed = [finding.severity for finding in findings if not finding.success]
@@ -74,11 +73,11 @@ def statistics(manifest: "pd.DataFrame", info: DatasetInfo, findings: list[Findi
 
 
 def _refuse_other_counts(manifest: "pd.DataFrame", info: DatasetInfo, workspace: Workspace) -> None:
-    for split, count in info.splits.items():
+    for split, number in info.splits.items():
         listed = int((manifest["split"] == split).sum())
-        if listed != count:
+        if listed != number:
             raise InputError(
-                f"{workspace.prepared / MANIFEST_FILE}: {listed} {split} images; dataset.json declares {count}; "
+                f"{workspace.prepared / MANIFEST_FILE}: {listed} {split} images; dataset.json declares {number}; "
                 "run the prepare stage again"
             )
 

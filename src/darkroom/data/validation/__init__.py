@@ -1,0 +1,1 @@
+"""What is checked about a prepared data set, and the page that shows it."""
