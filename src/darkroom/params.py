@@ -15,6 +15,8 @@ from darkroom.errors import InputError
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+CHECKSUM = r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{32})$"
+BUILT_IN = ("digits", "photos")  # values of data.source that need no files
 NoiseLevel = Annotated[float, Field(ge=0)]  # sigma = sqrt((1 - alpha_bar) / alpha_bar)
 
 _ALLOWED = {  # pydantic's error types, as the end of "expected …"
@@ -28,6 +30,7 @@ _ALLOWED = {  # pydantic's error types, as the end of "expected …"
     "less_than_equal": "at most {le}",
     "list_type": "a list",
     "model_type": "a group of keys",
+    "checksum": "sha256: or md5: and as many hexadecimal digits, or null",
     "string_pattern_mismatch": "letters, digits and _ . - only ({pattern})",
     "string_too_short": "a text that is not empty",
     "string_type": "a text",
@@ -52,21 +55,24 @@ def _refuse(key: str, value: object, allowed: str) -> PydanticCustomError:
 class DataParams(Group):
     """prepare: which images, at which size, split how."""
 
-    source: str = Field(
-        min_length=1
-    )  # "digits", a folder with a directory per class, or s3://bucket/prefix of that form
+    source: str = Field(min_length=1)  # digits, photos, or a file, folder or s3:// URI of a form in docs/data.md
+    checksum: Annotated[str, Field(pattern=CHECKSUM)] | None  # of a source that is one file
     image_size: Annotated[int, Field(ge=4, le=1024)]  # pixels, square
     channels: Literal[1, 3]
-    num_classes: Positive
-    test_fraction: Annotated[float, Field(gt=0, lt=1)]  # of each class, held out
+    num_classes: Annotated[int, Field(ge=0)]  # 0: unlabelled
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None  # of each class, held out; None: the source's own split
     seed: Seed
 
     @model_validator(mode="after")
-    def _digits_are_digits(self) -> Self:
+    def _built_in_sources_are_what_they_are(self) -> Self:
         if self.source == "digits" and self.num_classes != 10:
             raise _refuse("num_classes", self.num_classes, 'source "digits" has 10 labels: expected 10')
         if self.source == "digits" and self.channels != 1:
             raise _refuse("channels", self.channels, 'source "digits" is grey: expected 1')
+        if self.source == "photos" and self.num_classes != 2:
+            raise _refuse("num_classes", self.num_classes, 'source "photos" has 2 labels: expected 2')
+        if self.source in BUILT_IN and self.checksum is not None:
+            raise _refuse("checksum", self.checksum, f'source "{self.source}" is no file: expected null')
         return self
 
 
@@ -76,6 +82,13 @@ class ValidateParams(Group):
     min_images_per_class: Positive
     max_constant_share: Fraction  # share of images with one single value
     max_undecodable: Annotated[int, Field(ge=0)]
+    max_in_both_splits: Annotated[int, Field(ge=0)]  # rows whose image is in train and in test
+    modes: Annotated[list[str], Field(min_length=1)] | None  # of the source images, by Pillow's name; None: any
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=8)]  # of 64: perceptual hashes that differ in no more are close
+    max_near_duplicate_share: Fraction
+    max_imbalance: Annotated[float, Field(ge=1)]  # a class's images over the average's, or the inverse
+    max_class_drift: Fraction  # total variation distance of the class shares from the accepted data set's
+    max_channel_drift: Annotated[float, Field(ge=0)]  # of means and deviations, in the accepted data set's deviations
 
 
 class ReferenceParams(Group):
@@ -220,7 +233,7 @@ class EvaluateParams(Group):
 
 
 class GatePolicy(Group):
-    """The ceilings and margins that a challenger must meet."""
+    """The ceilings and margins that a challenger must meet; without classes, those of FID alone."""
 
     max_fid: Annotated[float, Field(gt=0)]  # of unguided samples
     min_class_accuracy: Fraction  # of unguided samples
@@ -254,6 +267,12 @@ class Params(Group):
         except PydanticCustomError as error:
             context = error.context or {}
             raise _refuse(f"train.model.{context['key']}", context["value"], context["allowed"]) from None
+        if self.data.num_classes == 0 and self.train.label_dropout != 0:
+            allowed = "data.num_classes = 0, so there are no labels to drop: expected 0.0"
+            raise _refuse("train.label_dropout", self.train.label_dropout, allowed)
+        if self.data.num_classes == 0 and self.sample.guidance_scale != 1:
+            allowed = "data.num_classes = 0, so there is nothing to guide towards: expected 1.0"
+            raise _refuse("sample.guidance_scale", self.sample.guidance_scale, allowed)
         if self.sample.guidance_scale != 1 and self.train.label_dropout == 0:
             allowed = (
                 "guidance needs the null class that label dropping trains: expected 1.0, or train.label_dropout > 0"
@@ -353,7 +372,8 @@ def _line(detail: ErrorDetails, root: type[Group]) -> str:
         close = difflib.get_close_matches(str(value), choices, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
         return f"{key} = {value!r}: expected {' or '.join(choices)}{hint}"
-    return f"{key} = {value!r}: expected {_ALLOWED.get(detail['type'], detail['msg']).format(**context)}"
+    kind = "checksum" if context.get("pattern") == CHECKSUM else detail["type"]
+    return f"{key} = {value!r}: expected {_ALLOWED.get(kind, detail['msg']).format(**context)}"
 
 
 def _group_at(location: list[str], root: type[Group]) -> type[Group]:

@@ -18,7 +18,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 # A package may import those before it and, within a line, not each other.
 LAYERS = (
-    ("errors", "files"),
+    ("errors", "files", "philox"),
     ("randomness", "params", "device", "progress"),
     ("workspace",),
     ("data", "nets"),
@@ -26,6 +26,7 @@ LAYERS = (
     ("training", "evaluation"),
     ("registry", "serving"),
     ("stages",),
+    ("cli_data",),
     ("cli",),
     ("__main__",),
 )

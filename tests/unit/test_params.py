@@ -67,6 +67,16 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
         ),
         ("image_size: 8 ", "image_size: 9 ", "expected data.image_size = 9 to be a multiple of 2"),
         ("label_dropout: .*", "label_dropout: 0.0", "guidance needs the null class that label dropping trains"),
+        (
+            "(?s)source: digits(.*?)num_classes: 10",
+            r"source: images\1num_classes: 0",
+            "train.label_dropout = 0.1: data.num_classes = 0, so there are no labels to drop: expected 0.0",
+        ),
+        (
+            "(?s)source: digits(.*?)num_classes: 10(.*?)label_dropout: 0.1",
+            r"source: images\1num_classes: 0\2label_dropout: 0.0",
+            "sample.guidance_scale = 2.0: data.num_classes = 0, so there is nothing to guide towards: expected 1.0",
+        ),
         ("num_classes: 10", "num_classes: 12", 'data.num_classes = 12: source "digits" has 10 labels: expected 10'),
         (
             "num_timesteps: 1000",
@@ -78,7 +88,7 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
         ("name: digits", "name: a/b", "registry.name = 'a/b': expected letters, digits"),
         ("learning_rate: .*", "learning_rate: .inf", "reference.learning_rate = inf: expected a finite number"),
         ("(?s)^sample:.*", "sample: 3", "sample = 3: expected a group of keys"),
-        ("  seed: 0", "  seed: 0\n  seed: 1", 'params.yaml:10: key "seed" appears twice'),
+        ("  seed: 0", "  seed: 0\n  seed: 1", 'params.yaml:11: key "seed" appears twice'),
         ("^data:", "data: [", "params.yaml:"),
         ("(?s).*", "", "params.yaml: expected the groups data, validate"),
     ],
@@ -114,3 +124,9 @@ def test_every_spelling_of_a_float_is_a_float(tmp_path_factory, value):
             tmp_path_factory.mktemp("p"), r"(?s)^(train:.*?)learning_rate: \S+", rf"\1learning_rate: {spelling}"
         )
         assert params.train.learning_rate == float(spelling)
+
+
+def test_unlabelled_data_needs_no_more_than_that(tmp_path):
+    pattern = "(?s)source: digits(.*?)num_classes: 10(.*?)label_dropout: 0.1(.*?)guidance_scale: 2.0"
+    params = load(tmp_path, pattern, r"source: images\1num_classes: 0\2label_dropout: 0.0\3guidance_scale: 1.0")
+    assert params.data.num_classes == 0

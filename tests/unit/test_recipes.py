@@ -15,7 +15,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
 
 
 def test_the_recipes_are_there():
-    assert RECIPES == ["cifar10", "digits", "imagenet64"]
+    assert RECIPES == ["cifar10", "digits", "imagenet64", "photos"]
 
 
 def test_the_projects_own_parameters_are_the_digits_recipe():

@@ -2,101 +2,111 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from darkroom.data.images import Picture
+from darkroom.data.perceptual import perceptual_hashes
 from darkroom.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 NO_SPLIT = "none"  # of an image that could not be decoded
 
-
-@dataclass
-class Row:
-    """One image. What is unknown because it could not be decoded is None."""
-
-    path: str  # relative to the source
-    split: str  # train, test or none
-    label: int
-    class_name: str
-    format: str  # of the file
-    mode: str  # of its pixels, by Pillow's name
-    width: int | None  # of the source image, upright
-    height: int | None
-    bytes: int
-    packed: str | None  # shape in the packed array: "CxHxW"
-    mean: float | None  # of the packed pixels, 0..255
-    std: float | None
-    sha256: str  # of the file; of the pixels for a source without files
-    constant: bool  # all packed pixels are the same
-    decoded: bool
-    error: str  # why it was not decoded; empty otherwise
-
-
-def make_row(path: str, label: int, class_name: str, picture: Picture) -> Row:
-    """The row of an image that has no split yet."""
-    pixels, packed, mean, std, constant = picture.pixels, None, None, None, False
-    if pixels is not None:
-        values = pixels.astype(np.int64)
-        # Whole numbers up to the last step, so that every machine gives the same mean and deviation.
-        total, squares, count = int(values.sum()), int((values * values).sum()), values.size
-        packed = "x".join(map(str, pixels.shape))
-        mean, std = total / count, (max(count * squares - total * total, 0) ** 0.5) / count
-        constant = bool(pixels.min() == pixels.max())
-    return Row(
-        path=path,
-        split=NO_SPLIT,
-        label=label,
-        class_name=class_name,
-        format=picture.format,
-        mode=picture.mode,
-        width=picture.width,
-        height=picture.height,
-        bytes=picture.bytes,
-        packed=packed,
-        mean=mean,
-        std=std,
-        sha256=picture.sha256,
-        constant=constant,
-        decoded=pixels is not None,
-        error=picture.error,
-    )
+# name -> (Arrow type, may be null). What is unknown because an image could not be decoded is null.
+_LISTED = {
+    "path": ("string", False),  # relative to the source
+    "split": ("string", False),  # train, test or none
+    "label": ("int32", False),
+    "class_name": ("string", False),  # empty in unlabelled data
+}
+_READ = {
+    "format": ("string", False),  # of the file
+    "mode": ("string", False),  # of its pixels, by Pillow's name
+    "width": ("int32", True),  # of the source image, upright
+    "height": ("int32", True),
+    "bytes": ("int64", False),
+    "packed": ("string", True),  # shape in the packed array: "CxHxW"
+    "mean": ("float64", True),  # of the packed pixels, 0..255
+    "std": ("float64", True),
+    "sha256": ("string", False),  # of the file; of the pixels for a source without files
+    "phash": ("uint64", False),  # of the packed pixels; 0 without any
+    "constant": ("bool", False),  # all packed pixels are the same
+    "decoded": ("bool", False),
+    "error": ("string", False),  # why it was not decoded; empty otherwise
+}
+COLUMNS = (*_LISTED, *_READ)
 
 
-def write_manifest(path: Path, rows: list[Row]) -> None:
-    """Write `rows` as Parquet; the same rows give the same bytes."""
+def describe(pixels: NDArray[np.uint8]) -> tuple[dict[str, list[Any]], NDArray[np.int64]]:
+    """The columns that packed pixels (N, C, H, W) give, a value per image; and sums and squares by channel, (2, C)."""
+    # Whole numbers up to the last step, so that every machine gives the same mean and deviation.
+    count = math.prod(pixels.shape[1:])
+    sums = pixels.sum(axis=(2, 3), dtype=np.int64)
+    squares = np.square(pixels, dtype=np.uint16).sum(axis=(2, 3), dtype=np.int64)
+    total = sums.sum(axis=1)
+    flat = pixels.reshape(len(pixels), count)
+    columns = {
+        "packed": ["x".join(map(str, pixels.shape[1:]))] * len(pixels),
+        "mean": (total / count).tolist(),
+        "std": (np.sqrt(count * squares.sum(axis=1) - total * total) / count).tolist(),
+        "phash": perceptual_hashes(pixels).tolist(),
+        "constant": (flat == flat[:, :1]).all(axis=1).tolist(),
+    }
+    return columns, np.stack([sums.sum(axis=0), squares.sum(axis=0)])
+
+
+def picture_table(pictures: Sequence[Picture], described: dict[str, list[Any]]) -> pa.Table:
+    """The columns that reading gives, a row per picture; `described` are those of the decoded ones."""
     import pyarrow as pa
+
+    missing = {"packed": None, "mean": None, "std": None, "phash": 0, "constant": False}
+    columns: dict[str, list[Any]] = {
+        name: [getattr(picture, name) for picture in pictures]
+        for name in ("format", "mode", "width", "height", "bytes", "sha256", "error")
+    }
+    columns["decoded"] = [picture.pixels is not None for picture in pictures]
+    for name, values in described.items():
+        value = iter(values)
+        columns[name] = [next(value) if decoded else missing[name] for decoded in columns["decoded"]]
+    return pa.table({name: columns[name] for name in _READ}, schema=_schema(_READ))
+
+
+def complete(
+    read: pa.Table, paths: Sequence[str], labels: NDArray[np.int32], classes: Sequence[str], splits: NDArray[np.uint8]
+) -> pa.Table:
+    """The manifest: what was read, and what the listing knows. `splits` are positions in ("train", "test", "none")."""
+    import pyarrow as pa
+
+    names = pa.array(["train", "test", NO_SPLIT], pa.string())
+    listed = {
+        "path": pa.array(paths, pa.string()),
+        "split": names.take(pa.array(splits)),
+        "label": pa.array(labels, pa.int32()),
+        "class_name": pa.array(list(classes) or [""], pa.string()).take(pa.array(labels)),
+    }
+    columns = listed | {name: read[name] for name in _READ}
+    return pa.table(columns, schema=_schema(_LISTED | _READ))
+
+
+def _schema(columns: dict[str, tuple[str, bool]]) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([pa.field(name, pa.type_for_alias(kind), null) for name, (kind, null) in columns.items()])
+
+
+def write_manifest(path: Path, table: pa.Table) -> None:
+    """Write `table` as Parquet; the same rows give the same bytes."""
     import pyarrow.parquet as pq
 
-    text, optional = pa.string(), True
-    schema = pa.schema(
-        [
-            pa.field("path", text, not optional),
-            pa.field("split", text, not optional),
-            pa.field("label", pa.int32(), not optional),
-            pa.field("class_name", text, not optional),
-            pa.field("format", text, not optional),
-            pa.field("mode", text, not optional),
-            pa.field("width", pa.int32()),
-            pa.field("height", pa.int32()),
-            pa.field("bytes", pa.int64(), not optional),
-            pa.field("packed", text),
-            pa.field("mean", pa.float64()),
-            pa.field("std", pa.float64()),
-            pa.field("sha256", text, not optional),
-            pa.field("constant", pa.bool_(), not optional),
-            pa.field("decoded", pa.bool_(), not optional),
-            pa.field("error", text, not optional),
-        ]
-    )
-    columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
-    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+    pq.write_table(table.combine_chunks(), path, compression="zstd")
 
 
 def read_manifest(path: Path) -> pd.DataFrame:

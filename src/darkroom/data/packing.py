@@ -1,122 +1,235 @@
-"""Packs a source's images into arrays that can be memory-mapped; the result appears whole or not at all."""
+"""Packs a source's images into arrays that can be memory-mapped; the result appears whole or not at all.
 
+Images are decoded in chunks, by several processes, into files beside the project's other local state. A run that was
+killed finds the chunks that are whole and makes the others; when all are there they are dealt to the splits in order.
+"""
+
+from __future__ import annotations
+
+import fcntl
 import hashlib
-import logging
 import os
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
+from darkroom.data.chunks import Chunk, make_chunk
 from darkroom.data.dataset import INFO_FILE, MANIFEST_FILE, SPLITS, DatasetInfo, images_file, labels_file
-from darkroom.data.images import Picture
-from darkroom.data.manifest import Row, make_row, write_manifest
-from darkroom.data.sources import Source
+from darkroom.data.manifest import complete, write_manifest
+from darkroom.data.sources import TRAIN, Source
 from darkroom.data.splitting import held_out
-from darkroom.errors import InputError
-from darkroom.files import digest_json, replacing_directory, write_json
+from darkroom.data.statistics import STATISTICS_FILE, DataStatistics, write_statistics
+from darkroom.data.workers import in_processes, worker_count
+from darkroom.errors import InputError, StageFailed
+from darkroom.files import digest_json, digest_tree, replacing_directory, write_json
 from darkroom.params import DataParams
+from darkroom.progress import progress
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-_AT_ONCE = 256  # images decoded between two writes; bounds the memory
-_COPY = 4096  # images copied at once from the spool to a split
-_REPORT_SECONDS = 5.0
+CHUNK_BYTES = 1 << 24  # of packed pixels
+_CHUNK_IMAGES = (16, 4096)  # at least, at most
+
+# What decides the content of a chunk, given an image's bytes.
+_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("chunks", "images", "manifest", "perceptual")]
 
 
-def pack(source: Source, params: DataParams, prepared: Path) -> DatasetInfo:
-    """Decode every image of `source` and write the arrays, the manifest and `dataset.json` to `prepared`.
+def pack(source: Source, params: DataParams, prepared: Path, scratch: Path) -> DatasetInfo:
+    """Decode every image of `source` and write arrays, manifest, statistics and `dataset.json` to `prepared`.
 
     Images that cannot be decoded are rows of the manifest and nowhere else. The same images give the same bytes in
-    every file. Raises InputError when a class cannot be split.
+    every file. `scratch` holds chunks until the end, and is emptied then. Raises InputError when a class cannot be
+    split, StageFailed when another process is at work or the disk is too small.
     """
-    with replacing_directory(prepared) as directory:
-        spool = directory / "spool"
-        rows = _decode_all(source, spool)
-        good = [i for i, row in enumerate(rows) if row.decoded]
-        _refuse_lost_classes(source, rows)
-        digests, labels = [rows[i].sha256 for i in good], [rows[i].label for i in good]
-        test = held_out(digests, labels, source.classes, params.test_fraction, params.seed)
-        for position, i in enumerate(good):
-            rows[i] = replace(rows[i], split="test" if test[position] else "train")
-
-        shape = (params.channels, params.image_size, params.image_size)
-        spooled = np.memmap(spool, dtype=np.uint8, mode="r", shape=(len(good), *shape))
-        content = {}
-        for split in SPLITS:
-            chosen = np.flatnonzero(test == (split == "test"))
-            content[split] = {
-                "images": _write_images(directory / images_file(split), spooled, chosen),
-                "labels": _write_labels(directory / labels_file(split), np.array(labels, dtype=np.int64)[chosen]),
-            }
-        del spooled
-        spool.unlink()
-
-        info = DatasetInfo(
-            name=source.name,
-            image_size=params.image_size,
-            channels=params.channels,
-            classes=source.classes,
-            splits={split: sum(row.split == split for row in rows) for split in SPLITS},
-            digest=digest_json({"classes": source.classes, "shape": shape, "content": content}),
-        )
-        write_manifest(directory / MANIFEST_FILE, rows)
-        write_json(directory / INFO_FILE, info.model_dump())
+    with locked(scratch):
+        chunks = _plan(source, params, scratch)
+        _decode(source, chunks, scratch)
+        with replacing_directory(prepared) as directory:
+            info = _assemble(source, params, chunks, directory)
+        for path in scratch.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return info
 
 
-def _decode_all(source: Source, spool: Path) -> list[Row]:
-    """A row per image in the source's order; the pixels of those that decode go to `spool`, one after the other."""
-    rows: list[Row] = []
-    total, start = len(source.paths), time.monotonic()
-    reported = start
-    # Pillow lets go of the interpreter while it decodes and resizes, so threads are enough.
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads, spool.open("wb") as file:
-        for first in range(0, total, _AT_ONCE):
-            indices = range(first, min(first + _AT_ONCE, total))
-            for i, picture in zip(indices, threads.map(source.read, indices), strict=True):
-                rows.append(make_row(source.paths[i], source.labels[i], source.classes[source.labels[i]], picture))
-                _spool(file, picture)
-            now = time.monotonic()
-            if now - reported >= _REPORT_SECONDS:
-                log.info("%s of %s images, %.0f images/s", f"{len(rows):,}", f"{total:,}", len(rows) / (now - start))
-                reported = now
-    return rows
+@contextmanager
+def locked(scratch: Path) -> Iterator[None]:
+    """Keep every other process from preparing with the same scratch directory."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise StageFailed(f"{scratch}: another process is preparing data here; wait for it, or end it") from None
+    finally:
+        os.close(descriptor)
 
 
-def _spool(file: BinaryIO, picture: Picture) -> None:
-    if picture.pixels is not None:
-        file.write(picture.pixels.tobytes())
+def _plan(source: Source, params: DataParams, scratch: Path) -> list[tuple[Chunk, range]]:
+    """The chunks with the images of each. Chunks of other images, sizes or code are deleted."""
+    size, channels = params.image_size, params.channels
+    least, most = _CHUNK_IMAGES
+    images = min(max(CHUNK_BYTES // (channels * size * size), least), most)
+    key = {
+        "code": digest_tree(Path(__file__).parent, _CODE),
+        "decoder": PIL.__version__,
+        "images": images,
+        "shape": [channels, size],
+        "source": source.identity,
+    }
+    directory = scratch / f"chunks-{digest_json(key)[:16]}"
+    for stale in scratch.glob("chunks-*"):
+        if stale != directory:
+            shutil.rmtree(stale)
+    directory.mkdir(exist_ok=True)
+    for left_by_a_kill in directory.glob(".*.tmp"):
+        left_by_a_kill.unlink()
+    total = len(source.paths)
+    return [
+        (Chunk(directory, number, size, channels), range(first, min(first + images, total)))
+        for number, first in enumerate(range(0, total, images))
+    ]
 
 
-def _refuse_lost_classes(source: Source, rows: list[Row]) -> None:
-    alive = {row.label for row in rows if row.decoded}
-    for label, name in enumerate(source.classes):
-        if label not in alive:
-            first = next(row for row in rows if row.label == label)
-            count = sum(row.label == label for row in rows)
-            raise InputError(
-                f"{source.name}: class {name}: none of its {count} images can be decoded; {first.path}: {first.error}"
-            )
+def _decode(source: Source, chunks: list[tuple[Chunk, range]], scratch: Path) -> None:
+    """Make the chunks that are not there."""
+    missing = [(chunk, images) for chunk, images in chunks if not chunk.is_whole()]
+    total = len(source.paths)
+    done = total - sum(len(images) for _, images in missing)
+    _refuse_small_disk(chunks[0][0], total, total - done, scratch)
+    jobs = ((chunk, source.part(images.start, images.stop), len(images)) for chunk, images in missing)
+    made = in_processes(make_chunk, jobs, min(worker_count(), len(missing)))
+    with progress("preparing", total, "images") as advance, closing(made):
+        if done:
+            advance(done, "made before an interruption")
+        for count in made:
+            done += count
+            advance(done)
 
 
-def _write_images(path: Path, spooled: NDArray[np.uint8], chosen: NDArray[np.intp]) -> str:
-    """Write the chosen images as an .npy file of shape (N, C, H, W); gives the sha256 of their pixels."""
-    hasher = hashlib.sha256()
-    with path.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), *spooled.shape[1:])}
-        np.lib.format.write_array_header_1_0(file, header)
-        for first in range(0, len(chosen), _COPY):
-            block = spooled[chosen[first : first + _COPY]].tobytes()
-            hasher.update(block)
-            file.write(block)
-    return hasher.hexdigest()
+def _refuse_small_disk(chunk: Chunk, total: int, missing: int, scratch: Path) -> None:
+    """Chunks and arrays are both there at the end; better said now than after hours."""
+    needed = (total + missing) * chunk.channels * chunk.image_size**2
+    free = shutil.disk_usage(scratch).free
+    if needed > free:
+        raise StageFailed(
+            f"{scratch}: {free / 1e9:.1f} GB free; packing {total:,} images needs {needed / 1e9:.1f} GB, half of "
+            "it until it is done; DARKROOM_STATE moves this directory"
+        )
 
 
-def _write_labels(path: Path, labels: NDArray[np.int64]) -> str:
-    np.save(path, labels, allow_pickle=False)
+def _assemble(source: Source, params: DataParams, chunks: list[tuple[Chunk, range]], directory: Path) -> DatasetInfo:
+    """Write everything from the chunks, one at a time."""
+    import pyarrow as pa
+
+    read = pa.concat_tables([chunk.table() for chunk, _ in chunks])
+    decoded = read["decoded"].to_numpy()
+    _refuse_lost_classes(source, read, decoded)
+    splits = _split(source, params, read, decoded)
+    shape = (params.channels, params.image_size, params.image_size)
+    counts = {split: int((splits == number).sum()) for number, split in enumerate(SPLITS)}
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(_ImagesWriter(directory / images_file(split), (counts[split], *shape)))
+            for split in SPLITS
+        ]
+        for chunk, images in chunks:
+            pixels = chunk.pixels()
+            own = splits[images.start : images.stop][decoded[images.start : images.stop]]
+            for number, writer in enumerate(writers):
+                writer.write(pixels[own == number])
+    content = {
+        split: {
+            "images": writers[number].digest(),
+            "labels": _write_labels(directory / labels_file(split), source.labels[splits == number]),
+        }
+        for number, split in enumerate(SPLITS)
+    }
+    info = DatasetInfo(
+        name=source.name,
+        image_size=params.image_size,
+        channels=params.channels,
+        classes=source.classes,
+        splits=counts,
+        digest=digest_json({"classes": source.classes, "shape": shape, "content": content}),
+    )
+    write_manifest(directory / MANIFEST_FILE, complete(read, source.paths, source.labels, source.classes, splits))
+    per_class = np.bincount(source.labels[decoded], minlength=len(source.classes)).tolist()
+    moments = np.sum([chunk.moments() for chunk, _ in chunks], axis=0)
+    statistics = DataStatistics(
+        name=info.name,
+        digest=info.digest,
+        image_size=info.image_size,
+        channels=info.channels,
+        classes=dict(zip(source.classes, per_class, strict=False)),  # of unlabelled data: none
+        images=int(decoded.sum()),
+        sums=moments[0].tolist(),
+        squares=moments[1].tolist(),
+    )
+    write_statistics(directory / STATISTICS_FILE, statistics)
+    write_json(directory / INFO_FILE, info.model_dump())
+    return info
+
+
+def _split(source: Source, params: DataParams, read: pa.Table, decoded: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A position in ("train", "test", "none") per image."""
+    splits = np.full(len(decoded), 2, dtype=np.uint8)
+    if params.test_fraction is None:
+        assert source.splits is not None  # open_source refuses it
+        splits[decoded] = source.splits[decoded]
+        in_train = np.bincount(source.labels[splits == TRAIN], minlength=len(source.classes))
+        if lost := [name for name, count in zip(source.classes, in_train, strict=False) if not count]:
+            raise InputError(f"{source.name}: class {lost[0]}: none of its images is in the source's own train split")
+    else:
+        digests = np.asarray(read["sha256"].to_numpy(), dtype="S64")[decoded]
+        classes = source.classes or ["(unlabelled)"]
+        splits[decoded] = held_out(digests, source.labels[decoded], classes, params.test_fraction, params.seed)
+    return splits
+
+
+def _refuse_lost_classes(source: Source, read: pa.Table, decoded: NDArray[np.bool_]) -> None:
+    alive = np.bincount(source.labels[decoded], minlength=max(len(source.classes), 1))
+    for label in np.flatnonzero(alive == 0).tolist():
+        members = np.flatnonzero(source.labels == label)
+        name = f"{source.name}: class {source.classes[label]}" if source.classes else source.name
+        if not len(members):
+            raise InputError(f"{name}: no images have this label")
+        error = read["error"][int(members[0])].as_py()
+        raise InputError(
+            f"{name}: none of its {len(members)} images can be decoded; {source.paths[members[0]]}: {error}"
+        )
+
+
+class _ImagesWriter:
+    """Writes an .npy file of shape (N, C, H, W) piece by piece, and the sha256 of its pixels."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._hasher = hashlib.sha256()
+        self._file = path.open("wb")
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def __enter__(self) -> _ImagesWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, pixels: NDArray[np.uint8]) -> None:
+        self._hasher.update(pixels.data)
+        self._file.write(pixels.data)
+
+    def digest(self) -> str:
+        return self._hasher.hexdigest()
+
+
+def _write_labels(path: Path, labels: NDArray[np.int32]) -> str:
+    np.save(path, labels.astype(np.int64), allow_pickle=False)
     return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()

@@ -4,6 +4,7 @@ import logging
 
 from darkroom.data.packing import pack
 from darkroom.data.sources import open_source
+from darkroom.params import BUILT_IN
 from darkroom.stages.runner import main
 from darkroom.workspace import Workspace
 
@@ -14,9 +15,11 @@ def run(workspace: Workspace) -> None:
     """Write `data/prepared`. Raises InputError for a source that cannot be used as it is declared."""
     params = workspace.params().data
     _warn_if_unwatched(params.source, workspace)
-    source = open_source(params, workspace.root, workspace.raw)
-    log.info("%s: %s images in %s classes", source.name, f"{len(source.paths):,}", len(source.classes))
-    info = pack(source, params, workspace.prepared)
+    scratch = workspace.state / "prepare"
+    source = open_source(params, workspace.root, workspace.raw, scratch)
+    classes = f"{len(source.classes)} classes" if source.classes else "no classes"
+    log.info("%s (%s): %s images, %s", source.name, source.form, f"{len(source.paths):,}", classes)
+    info = pack(source, params, workspace.prepared, scratch)
     bad = len(source.paths) - sum(info.splits.values())
     log.info(
         "packed %s train and %s test images of %s x %s x %s, digest %s",
@@ -34,9 +37,12 @@ def run(workspace: Workspace) -> None:
 def _warn_if_unwatched(source: str, workspace: Workspace) -> None:
     """DVC compares data/raw; a bucket or a folder elsewhere may change without prepare running again."""
     inside = (workspace.root / source).resolve().is_relative_to(workspace.raw.resolve())
-    if source == "digits" or (inside and "://" not in source):
+    if source in BUILT_IN or (inside and "://" not in source):
         return
-    log.warning("%s is outside data/raw: after a change there, run `dvc repro --force prepare`", source)
+    if source.startswith("s3://"):
+        log.warning("%s: after a change there, run `darkroom data sync` before `dvc repro`", source)
+    else:
+        log.warning("%s is outside data/raw: after a change there, run `dvc repro --force prepare`", source)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from darkroom.params import DataParams
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three classes with 8, 10 and 12 grey 20x16 PNGs, all different, below `photos`."""
-    root = tmp_path / "photos"
+    """Three classes with 8, 10 and 12 grey 20x16 PNGs, all different, below `animals`."""
+    root = tmp_path / "animals"
     generator = np.random.default_rng(0)
     for name, count in (("ant", 8), ("bee", 10), ("cow", 12)):
         (root / name).mkdir(parents=True)
@@ -28,7 +28,8 @@ def data_params() -> Callable[..., DataParams]:
 
     def make(**changes: object) -> DataParams:
         values = {
-            "source": "photos",
+            "source": "animals",
+            "checksum": None,
             "image_size": 8,
             "channels": 1,
             "num_classes": 3,

@@ -1,6 +1,7 @@
 """The packed data set: what it holds, that it is repeatable, and that it is never half there."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from darkroom.data import packing
+from darkroom.data.chunks import Chunk, make_chunk
 from darkroom.data.dataset import DatasetInfo, load_info, load_split
-from darkroom.data.images import Picture
-from darkroom.data.packing import pack, replacing_directory
+from darkroom.data.images import decode
+from darkroom.data.packing import locked, pack
 from darkroom.data.sources import open_source
-from darkroom.data.sources.folder import Folder
-from darkroom.errors import InputError
-from darkroom.files import digest_file
+from darkroom.data.statistics import read_statistics
+from darkroom.data.workers import in_processes
+from darkroom.errors import InputError, StageFailed
+from darkroom.files import digest_file, replacing_directory
 from darkroom.params import DataParams
+from tests.ranks import running
 
 Make = Callable[..., DataParams]
 FILES = {
@@ -30,12 +35,13 @@ FILES = {
     "train_labels.npy",
     "test_images.npy",
     "test_labels.npy",
+    "statistics.json",
 }
 
 
 def prepare(root: Path, params: DataParams, name: str = "prepared") -> tuple[DatasetInfo, Path]:
-    prepared = root / name
-    return pack(open_source(params, root, root / "raw"), params, prepared), prepared
+    prepared, scratch = root / name, root / "scratch"
+    return pack(open_source(params, root, root / "raw", scratch), params, prepared, scratch), prepared
 
 
 def contents(directory: Path) -> dict[str, str]:
@@ -48,8 +54,7 @@ def test_packed_arrays_are_the_decoded_images_in_the_manifests_order(folder: Pat
     assert load_info(prepared) == info
     assert info.splits == {"train": 22, "test": 8}  # 2 of 8, 3 (2.5 rounded up) of 10, 3 of 12
     rows = pq.read_table(prepared / "manifest.parquet").to_pylist()
-    source = Folder(folder, 8, 1)
-    assert [row["path"] for row in rows] == source.paths
+    assert [row["path"] for row in rows] == sorted(str(file.relative_to(folder)) for file in folder.rglob("*.png"))
     for split in ("train", "test"):
         packed = load_split(prepared, split)
         own = [i for i, row in enumerate(rows) if row["split"] == split]
@@ -57,7 +62,8 @@ def test_packed_arrays_are_the_decoded_images_in_the_manifests_order(folder: Pat
         assert isinstance(packed.images, np.memmap)
         assert packed.images.dtype == np.uint8
         for position, i in enumerate(own):
-            np.testing.assert_array_equal(packed.images[position], source.read(i).pixels)
+            expected = decode((folder / rows[i]["path"]).read_bytes(), 8, 1).pixels
+            np.testing.assert_array_equal(packed.images[position], expected)
             assert rows[i]["mean"] == pytest.approx(packed.images[position].mean())
             assert rows[i]["std"] == pytest.approx(packed.images[position].std())
             assert rows[i]["sha256"] == digest_file(folder / rows[i]["path"])
@@ -102,29 +108,156 @@ def test_class_of_bad_images_alone_is_refused_with_the_first_reason(folder: Path
         prepare(folder.parent, data_params())
 
 
+def test_statistics_count_every_decoded_image(folder: Path, data_params: Make) -> None:
+    (folder / "bee" / "03.png").write_bytes(b"no image")
+    info, prepared = prepare(folder.parent, data_params())
+    found = read_statistics(prepared)
+    pixels = np.concatenate([load_split(prepared, split).images for split in ("train", "test")])
+    assert found.digest == info.digest
+    assert found.classes == {"ant": 8, "bee": 9, "cow": 12}
+    assert (found.sums, found.squares) == ([int(pixels.sum())], [int((pixels.astype(int) ** 2).sum())])
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of four images, so that 30 make 8."""
+    monkeypatch.setattr(packing, "CHUNK_BYTES", 4 * 64)
+    monkeypatch.setattr(packing, "_CHUNK_IMAGES", (1, 4096))
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_chunks_and_processes_change_no_byte(
+    folder: Path, data_params: Make, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "bee" / "03.png").write_bytes(b"no image")
+    with monkeypatch.context() as whole:
+        whole.setattr(packing, "CHUNK_BYTES", 1 << 20)
+        _, expected = prepare(folder.parent, data_params(), "whole")
+    monkeypatch.setattr(packing, "worker_count", lambda: workers)
+    _, found = prepare(folder.parent, data_params(), "chunks")
+    assert contents(found) == contents(expected)
+    assert list((folder.parent / "scratch").iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("error", [RuntimeError("disk"), KeyboardInterrupt()])
-def test_an_error_leaves_what_was_there_and_nothing_else(folder: Path, data_params: Make, error: BaseException) -> None:
+def test_an_error_leaves_what_was_there_and_the_next_run_makes_only_what_is_missing(
+    folder: Path, data_params: Make, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, prepared = prepare(folder.parent, data_params())
-    before = contents(prepared)
+    before, made = contents(prepared), []
 
-    class Failing(Folder):
-        def read(self, index: int) -> Picture:
-            if index == 20:
-                raise error
-            return super().read(index)
+    def make(chunk: Chunk, part: object, count: int) -> int:
+        if chunk.number == 5 and not broken:
+            broken.append(True)
+            raise error
+        made.append(chunk.number)
+        return make_chunk(chunk, part, count)  # type: ignore[arg-type]
 
+    broken: list[bool] = []
+    monkeypatch.setattr(packing, "make_chunk", make)
+    monkeypatch.setattr(packing, "worker_count", lambda: 1)
+    (folder / "ant" / "00.png").touch()
     with pytest.raises(type(error)):
-        pack(Failing(folder, 8, 1), data_params(), prepared)
+        prepare(folder.parent, data_params())
     assert contents(prepared) == before
+    broken.clear()
     with pytest.raises(type(error)):
-        pack(Failing(folder, 8, 1), data_params(), folder.parent / "fresh")
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["photos", "prepared"]
+        prepare(folder.parent, data_params(), "fresh")
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["animals", "prepared", "scratch"]
+    prepare(folder.parent, data_params())
+    assert made == list(range(8))  # none twice, over all three runs
+    assert contents(prepared) == before
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("change", ["image", "size", "code"])
+def test_chunks_of_something_else_are_not_used(
+    folder: Path, data_params: Make, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(packing, "_assemble", stop)
+        with pytest.raises(RuntimeError):
+            prepare(folder.parent, data_params())
+    assert len(list((folder.parent / "scratch").glob("chunks-*/*.parquet"))) == 8
+    params = data_params(image_size=16) if change == "size" else data_params()
+    if change == "image":
+        Image.new("L", (16, 16), 3).save(folder / "ant" / "00.png")
+    elif change == "code":
+        monkeypatch.setattr(packing, "_CODE", [])
+    _, found = prepare(folder.parent, params, "found")
+    _, expected = prepare(folder.parent, params, "expected")
+    assert contents(found) == contents(expected)
+
+
+def test_a_second_one_at_the_same_time_is_refused(folder: Path, data_params: Make) -> None:
+    with locked(folder.parent / "scratch"), pytest.raises(StageFailed, match="another process is preparing data"):
+        prepare(folder.parent, data_params())
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_work(
+    folder: Path, data_params: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(StageFailed, match=r"0\.0 GB free; packing 30 images needs"):
+        prepare(folder.parent, data_params())
+
+
+def test_a_worker_that_is_killed_is_said_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed, match="a process that decodes images was killed"):
+        list(in_processes(signal.raise_signal, [(signal.SIGKILL,)] * 2, 2))
+
+
+def test_no_worker_survives_its_parent(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, sys, time\n"
+        "from darkroom.data.workers import in_processes\n"
+        "if __name__ == '__main__':\n"
+        "    list(in_processes(os.system, [('echo $PPID >> pids; sleep 60',)] * 2, 2))\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    parent = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pids").exists() or len((tmp_path / "pids").read_text().split()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    workers = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    while any(running(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_sources_own_split_is_kept(folder: Path, data_params: Make) -> None:
+    root = folder.parent / "splits"
+    for name in ("ant", "bee", "cow"):
+        (root / "test" / name).mkdir(parents=True)
+        (folder / name / "07.png").rename(root / "test" / name / "07.png")
+    folder.rename(root / "train")
+    info, prepared = prepare(folder.parent, data_params(source="splits", test_fraction=None))
+    assert info.splits == {"train": 27, "test": 3}
+    rows = pq.read_table(prepared / "manifest.parquet").to_pylist()
+    assert all(row["path"].startswith(row["split"]) for row in rows)
+
+
+def test_class_that_only_the_test_split_has_is_refused(folder: Path, data_params: Make) -> None:
+    root = folder.parent / "splits"
+    (root / "test").mkdir(parents=True)
+    (folder / "cow").rename(root / "test" / "cow")
+    folder.rename(root / "train")
+    with pytest.raises(InputError, match="class cow: none of its images is in the source's own train split"):
+        prepare(folder.parent, data_params(source="splits", test_fraction=None))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_leaves_no_half_written_output(tmp_path: Path, number: signal.Signals) -> None:
     script = (
-        "import signal, sys, time; from pathlib import Path; from darkroom.data.packing import replacing_directory\n"
+        "import signal, sys, time; from pathlib import Path; from darkroom.files import replacing_directory\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         "with replacing_directory(Path('out')) as directory:\n"
         "    (directory / 'half').write_text('x'); print('ready', flush=True); time.sleep(60)\n"

@@ -2,10 +2,13 @@
 
 import hashlib
 
+import numpy as np
 import pytest
+import torch
 
-from darkroom.data.splitting import held_out
+from darkroom.data.splitting import _ranks, held_out
 from darkroom.errors import InputError
+from darkroom.randomness import Purpose, random_words
 
 
 def digests(count: int, start: int = 0) -> list[str]:
@@ -60,3 +63,11 @@ def test_copies_stay_on_one_side() -> None:
 def test_class_that_cannot_be_split_is_named(names: list[str]) -> None:
     with pytest.raises(InputError, match=r"class lone: .* expected at least 2"):
         held_out(digests(4, 10) + names, [0] * 4 + [1] * len(names), ["many", "lone"], 0.2, seed=0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
+def test_ranks_are_the_projects_random_words(seed: int) -> None:
+    names = digests(500)
+    index = torch.tensor([int(name[:16], 16) >> 1 for name in names])
+    words = random_words(seed, Purpose.DATA_SPLIT, index, 2).tolist()
+    assert _ranks(np.array(names, dtype="S64"), seed).tolist() == [(high << 32) | low for high, low in words]

@@ -1,45 +1,38 @@
 """scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits): 1,797 scans of 8x8."""
 
-import numpy as np
-from PIL import Image
+import functools
 
-from darkroom.data.images import Picture, fit
+import numpy as np
+from numpy.typing import NDArray
+
+from darkroom.data.sources import Source
 from darkroom.files import digest_bytes
 
-NATIVE_SIZE = 8
 _LEVELS = 16  # the scans hold 0..16
 
 
-class Digits:
-    """The source "digits"."""
+def open_digits() -> Source:
+    """The source "digits": grey, 8x8, ten classes."""
+    from sklearn.datasets import load_digits
 
-    def __init__(self, image_size: int, channels: int) -> None:
-        from sklearn.datasets import load_digits
+    bunch = load_digits()
+    # 0..16 to 0..255 by v * 255 / 16, rounded; the one tie, 8 -> 127.5, goes to 128.
+    scans = np.round(bunch.images * 255 / _LEVELS).astype(np.uint8)
+    classes = [str(name) for name in bunch.target_names]
+    # Sorted by class, as a folder's images are; the path is the scan's number in the library.
+    order = np.argsort(bunch.target, kind="stable")
+    labels = bunch.target[order].astype(np.int32)
+    return Source(
+        name="digits",
+        form="scikit-learn's digits",
+        classes=classes,
+        paths=[f"{classes[label]}/{scan:04d}" for label, scan in zip(labels, order, strict=True)],
+        labels=labels,
+        splits=None,
+        identity=digest_bytes(scans[order].tobytes()),
+        part=functools.partial(_part, scans[order]),
+    )
 
-        if channels != 1:
-            raise ValueError(f"the digits are grey, got channels = {channels}")
-        bunch = load_digits()
-        # 0..16 to 0..255 by v * 255 / 16, rounded; the one tie, 8 -> 127.5, goes to 128.
-        self._scans = np.round(bunch.images * 255 / _LEVELS).astype(np.uint8)
-        self._image_size = image_size
-        self.name = "digits"
-        self.classes = [str(name) for name in bunch.target_names]
-        targets = [int(label) for label in bunch.target]
-        # Sorted by class, as a folder's images are; the path is the scan's number in the library.
-        self._order = sorted(range(len(targets)), key=lambda scan: (targets[scan], scan))
-        self.labels = [targets[scan] for scan in self._order]
-        self.paths = [f"{self.classes[targets[scan]]}/{scan:04d}" for scan in self._order]
 
-    def read(self, index: int) -> Picture:
-        """Scan `index`; its digest is that of its 64 pixels."""
-        scan = self._scans[self._order[index]]
-        content = scan.tobytes()
-        return Picture(
-            pixels=fit(Image.fromarray(scan), self._image_size),
-            format="array",
-            mode="L",
-            width=NATIVE_SIZE,
-            height=NATIVE_SIZE,
-            bytes=len(content),
-            sha256=digest_bytes(content),
-        )
+def _part(scans: NDArray[np.uint8], start: int, stop: int) -> list[NDArray[np.uint8]]:
+    return list(scans[start:stop])
