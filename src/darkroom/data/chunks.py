@@ -58,9 +58,11 @@ class Chunk:
         return np.array(json.loads(self._metadata()[_MOMENTS]), dtype=np.int64)
 
     def pixels(self) -> NDArray[np.uint8]:
-        """Those of the decoded images, (N, C, H, W)."""
+        """Those of the decoded images, (N, C, H, W), memory-mapped."""
         shape = (-1, self.channels, self.image_size, self.image_size)
-        return np.fromfile(self.pixels_file, dtype=np.uint8).reshape(shape)
+        if not self.pixels_file.stat().st_size:  # which cannot be mapped
+            return np.empty((0, *shape[1:]), dtype=np.uint8)
+        return np.memmap(self.pixels_file, dtype=np.uint8, mode="r").reshape(shape)
 
     def _metadata(self) -> dict[bytes, bytes]:
         import pyarrow.parquet as pq

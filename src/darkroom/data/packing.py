@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,7 +145,7 @@ def _assemble(source: Source, params: DataParams, chunks: list[tuple[Chunk, rang
             pixels = chunk.pixels()
             own = splits[images.start : images.stop][decoded[images.start : images.stop]]
             for number, writer in enumerate(writers):
-                writer.write(pixels[own == number])
+                writer.write(pixels, own == number)
     content = {
         split: {
             "images": writers[number].digest(),
@@ -212,6 +213,10 @@ class _ImagesWriter:
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self._hasher = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1)  # hashes while the other one writes
+        self._buffer = np.empty(
+            (0, *shape[1:]), dtype=np.uint8
+        )  # kept: new memory costs more than its use
         self._file = path.open("wb")
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
@@ -220,11 +225,17 @@ class _ImagesWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
         self._file.close()
 
-    def write(self, pixels: NDArray[np.uint8]) -> None:
-        self._hasher.update(pixels.data)
-        self._file.write(pixels.data)
+    def write(self, pixels: NDArray[np.uint8], chosen: NDArray[np.bool_]) -> None:
+        """Those of the `pixels` (N, C, H, W) that are `chosen` (N,)."""
+        if len(pixels) > len(self._buffer):
+            self._buffer = np.empty(pixels.shape, dtype=np.uint8)
+        content = np.compress(chosen, pixels, axis=0, out=self._buffer[: int(chosen.sum())]).data
+        hashed = self._thread.submit(self._hasher.update, content)
+        self._file.write(content)
+        hashed.result()
 
     def digest(self) -> str:
         return self._hasher.hexdigest()

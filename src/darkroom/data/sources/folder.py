@@ -1,7 +1,6 @@
 """A folder with a directory per class, perhaps below one directory per split, or with images and no classes."""
 
 import os
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +14,9 @@ from darkroom.errors import InputError
 SPLIT_NAMES = {"train": TRAIN, "test": TEST, "val": TEST, "valid": TEST, "validation": TEST}
 
 
-@dataclass(frozen=True, order=True)
-class File:
-    """A file of the listing; sorted by the parts of its path."""
-
-    parts: tuple[str, ...]  # below the directory that was listed
-    size: int
-    modified: int  # nanoseconds
+# A file of the listing: the parts of its path below the directory that was listed, by which it is sorted; its bytes;
+# when it was modified, in nanoseconds.
+File = tuple[tuple[str, ...], int, int]
 
 
 def open_folder(root: Path, name: str) -> Source:
@@ -42,11 +37,11 @@ def open_folder(root: Path, name: str) -> Source:
     for label, class_name in enumerate(names):
         before = len(files)
         for prefix, split in splits.items():
-            directory = split / class_name
+            directory, above = split / class_name, (prefix,) if prefix else ()
             found = _images(directory) if directory.is_dir() else []
-            files += [os.path.join(prefix, class_name, *file.parts) for file in found]  # noqa: PTH118 (many)
+            files += ["/".join((*above, class_name, *parts)) for parts, _, _ in found]
             origins += [SPLIT_NAMES.get(prefix, TRAIN)] * len(found)
-            known += [(prefix, class_name, *file.parts, file.size, file.modified) for file in found]
+            known += [(prefix, class_name, *parts, size, modified) for parts, size, modified in found]
         if len(files) == before:
             raise InputError(f"{root / class_name}: class directory without images ({', '.join(SUFFIXES)})")
         labels += [label] * (len(files) - before)
@@ -59,10 +54,10 @@ def open_unlabelled(root: Path, name: str) -> Source:
     origins: list[int] = []
     known: list[tuple[object, ...]] = []
     for prefix, split in _splits(root).items():
-        found = _images(split)
-        files += [os.path.join(prefix, *file.parts) for file in found]  # noqa: PTH118 (many)
+        found, above = _images(split), (prefix,) if prefix else ()
+        files += ["/".join((*above, *parts)) for parts, _, _ in found]
         origins += [SPLIT_NAMES.get(prefix, TRAIN)] * len(found)
-        known += [(prefix, *file.parts, file.size, file.modified) for file in found]
+        known += [(prefix, *parts, size, modified) for parts, size, modified in found]
     if not files:
         raise InputError(f"{root}: no images ({', '.join(SUFFIXES)}); expected a directory per class with images in it")
     return _source(root, name, "images without classes", [], files, [0] * len(files), origins, known)
@@ -158,9 +153,9 @@ def _images(directory: Path) -> list[File]:
             elif entry.name.lower().endswith(SUFFIXES):
                 try:
                     status = entry.stat()
-                    found.append(File((*parts, entry.name), status.st_size, status.st_mtime_ns))
+                    found.append(((*parts, entry.name), status.st_size, status.st_mtime_ns))
                 except OSError:
-                    found.append(File((*parts, entry.name), 0, 0))
+                    found.append(((*parts, entry.name), 0, 0))
 
     walk(str(directory), (), ())
     return sorted(found)

@@ -27,14 +27,17 @@ def read_file(path: str) -> bytes | Unreadable:
     try:
         # A pipe or a device could keep the reader for ever; O_NONBLOCK lets it look at what it opened.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 (a descriptor)
+        try:
             known = os.fstat(descriptor)
             size = known.st_size
             if not stat.S_ISREG(known.st_mode):
                 return Unreadable("not a regular file")
             if size > MAX_BYTES:
                 return Unreadable(f"{size:,} bytes, over the limit of {MAX_BYTES:,}", size)
-            return file.readall()
+            content = os.read(descriptor, size + 1)
+        finally:
+            os.close(descriptor)
+        return content if len(content) == size else Unreadable("changed while it was read", size)
     except OSError as error:
         return Unreadable(f"cannot be read: {error.strerror}", size)
 
