@@ -214,9 +214,7 @@ class _ImagesWriter:
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self._hasher = hashlib.sha256()
         self._thread = ThreadPoolExecutor(1)  # hashes while the other one writes
-        self._buffer = np.empty(
-            (0, *shape[1:]), dtype=np.uint8
-        )  # kept: new memory costs more than its use
+        self._buffer = np.empty((0, *shape[1:]), dtype=np.uint8)  # kept: new memory costs more than its use
         self._file = path.open("wb")
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)

@@ -42,6 +42,9 @@ def open_source(params: DataParams, root: Path, raw: Path, scratch: Path) -> Sou
     Raises InputError for a source that is missing, empty, unreachable, of no known form, damaged, or not as declared.
     """
     source = _open(params, root, raw, scratch)
+    if len(set(source.classes)) < len(source.classes):
+        repeated = next(name for name in source.classes if source.classes.count(name) > 1)
+        raise InputError(f"source {params.source}: {repeated!r} is the name of several classes; rename one")
     if len(source.classes) != params.num_classes:
         declared = f"params.yaml: data.num_classes = {params.num_classes}"
         found = f"has {len(source.classes)} classes" if source.classes else "is unlabelled: expected 0"

@@ -119,6 +119,13 @@ def test_refusals_name_what_is_wrong(folder: Path, data_params: Make) -> None:
     assert "1 images beside the class directories, stray.png for one, have no label" in refused()
 
 
+def test_classes_whose_names_are_spelt_alike_are_refused(folder: Path, data_params: Make) -> None:
+    (folder / "ant").rename(folder / "\\xe9")
+    (folder / "bee").rename(os.fsdecode(os.fsencode(folder) + b"/\xe9"))
+    with pytest.raises(InputError, match="is the name of several classes; rename one"):
+        open_source(data_params(), folder.parent, folder.parent / "raw", folder.parent / "scratch")
+
+
 def test_what_cannot_be_read_is_a_reason_and_stops_no_other(folder: Path) -> None:
     source = open_folder(folder, "animals")
     (folder / "ant" / "00.png").unlink()
