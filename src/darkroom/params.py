@@ -80,7 +80,7 @@ class ValidateParams(Group):
     """validate: thresholds of the expectation suite."""
 
     min_images_per_class: Positive
-    max_constant_share: Fraction  # share of images with one single value
+    max_constant_share: Fraction  # share of images of one single colour
     max_undecodable: Annotated[int, Field(ge=0)]
     max_in_both_splits: Annotated[int, Field(ge=0)]  # rows whose image is in train and in test
     modes: Annotated[list[str], Field(min_length=1)] | None  # of the source images, by Pillow's name; None: any

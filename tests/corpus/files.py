@@ -122,6 +122,14 @@ def stray(project: Project) -> None:
     (project.images / "stray.png").write_bytes(encoded(noise(8, 8)))
 
 
+def one_colour(project: Project) -> None:
+    for file in project.images.rglob("*.png"):
+        Image.open(file).convert("RGB").save(file)
+    project.add(encoded(Image.new("RGB", (8, 8), (9, 90, 200))))
+    project.change("data", channels=3)
+    project.change("validate", modes=["RGB"])
+
+
 def grey_among_colour(project: Project) -> None:
     for file in project.images.rglob("*.png"):
         Image.open(file).convert("RGB").save(file)
@@ -193,6 +201,7 @@ CASES = [
     Case("class of one image", "refused", r"class cow: 1 decodable images", one_image),
     Case("class of bad images alone", "refused", r"class bee: none of its 6 images can be decoded", all_bad),
     Case("constant image", "found", r"few_constant.*ant/bad", add(encoded(Image.new("L", (8, 8), 3)))),
+    Case("image of one colour", "found", r"few_constant.*ant/bad", one_colour),
     Case("image without a label", "refused", r"1 images beside the class directories, stray\.png", stray),
     Case("unbalanced classes", "warned", r"balanced", unbalanced),
     Case("empty folder", "refused", r"raw/empty: no images", empty_folder),

@@ -38,7 +38,7 @@ _READ = {
     "std": ("float64", True),
     "sha256": ("string", False),  # of the file; of the pixels for a source without files
     "phash": ("uint64", False),  # of the packed pixels; 0 without any
-    "constant": ("bool", False),  # all packed pixels are the same
+    "constant": ("bool", False),  # all packed pixels have the same colour
     "decoded": ("bool", False),
     "error": ("string", False),  # why it was not decoded; empty otherwise
 }
@@ -52,13 +52,12 @@ def describe(pixels: NDArray[np.uint8]) -> tuple[dict[str, list[Any]], NDArray[n
     sums = pixels.sum(axis=(2, 3), dtype=np.int64)
     squares = np.square(pixels, dtype=np.uint16).sum(axis=(2, 3), dtype=np.int64)
     total = sums.sum(axis=1)
-    flat = pixels.reshape(len(pixels), count)
     columns = {
         "packed": ["x".join(map(str, pixels.shape[1:]))] * len(pixels),
         "mean": (total / count).tolist(),
         "std": (np.sqrt(count * squares.sum(axis=1) - total * total) / count).tolist(),
         "phash": perceptual_hashes(pixels).tolist(),
-        "constant": (flat == flat[:, :1]).all(axis=1).tolist(),
+        "constant": (pixels == pixels[:, :, :1, :1]).all(axis=(1, 2, 3)).tolist(),
     }
     return columns, np.stack([sums.sum(axis=0), squares.sum(axis=0)])
 
