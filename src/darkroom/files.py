@@ -71,6 +71,21 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+@contextmanager
+def alone_in(directory: Path, otherwise: Exception) -> Iterator[None]:
+    """Keep other processes out of `directory`, which is made if need be; raise `otherwise` when one is there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise otherwise from None
+        yield
+    finally:
+        os.close(lock)
+
+
 def _remove_if_unused(directory: Path) -> None:
     lock = os.open(directory, os.O_RDONLY)
     try:

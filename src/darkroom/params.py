@@ -1,44 +1,21 @@
 """`params.yaml` as frozen typed models, one per stage; what cannot work is refused here, before any work starts."""
 
-import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from darkroom.errors import InputError
+from darkroom.params_errors import CHECKSUM, error_lines, keys_of
 
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-CHECKSUM = r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{32})$"
 BUILT_IN = ("digits", "photos")  # values of data.source that need no files
 NoiseLevel = Annotated[float, Field(ge=0)]  # sigma = sqrt((1 - alpha_bar) / alpha_bar)
-
-_ALLOWED = {  # pydantic's error types, as the end of "expected …"
-    "bool_type": "true or false",
-    "finite_number": "a finite number",
-    "float_type": "a number",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "int_type": "a whole number",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "list_type": "a list",
-    "model_type": "a group of keys",
-    "checksum": "sha256: or md5: and as many hexadecimal digits, or null",
-    "string_pattern_mismatch": "letters, digits and _ . - only ({pattern})",
-    "string_too_short": "a text that is not empty",
-    "string_type": "a text",
-    "too_long": "at most {max_length} entries",
-    "too_short": "at least {min_length} entries",
-}
-_TYPES = {bool: "true or false", float: "a number", int: "a whole number", str: "a text"}
-_FP16 = "fp16 overflows in attention and in the optimizer's second moment, so it is refused; use fp32 or bf16"
 
 
 class Group(BaseModel):
@@ -214,7 +191,7 @@ class DrawParams(Group):
         try:
             return DrawParams.model_validate(known | values)
         except ValidationError as error:
-            raise InputError("\n".join(_lines(error.errors(), DrawParams))) from None
+            raise InputError("\n".join(error_lines(error.errors(), DrawParams))) from None
 
 
 class SampleParams(DrawParams):
@@ -328,76 +305,8 @@ def load_params(path: Path) -> Params:
         where = f"{path.name}:{mark.line + 1}" if mark else path.name
         raise InputError(f"{where}: {error.problem}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path.name}: expected the groups {', '.join(_keys(Params))}, found {content!r}")
+        raise InputError(f"{path.name}: expected the groups {', '.join(keys_of(Params))}, found {content!r}")
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise InputError("\n".join(f"{path.name}: {line}" for line in _lines(error.errors(), Params))) from None
-
-
-def _lines(details: list[ErrorDetails], root: type[Group]) -> list[str]:
-    """A line per mistake in a `root`; a misspelt key that explains a missing one is one mistake."""
-    unknown = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
-
-    def explained(missing: ErrorDetails) -> bool:
-        return missing["type"] == "missing" and any(
-            location[:-1] == missing["loc"][:-1]
-            and difflib.get_close_matches(str(location[-1]), [str(missing["loc"][-1])])
-            for location in unknown
-        )
-
-    return [_line(detail, root) for detail in details if not explained(detail)]
-
-
-def _line(detail: ErrorDetails, root: type[Group]) -> str:
-    location = [str(part) for part in detail["loc"]]
-    context = detail.get("ctx", {})
-    if detail["type"] == "combination":
-        key = ".".join([*location, *context["key"].split(".")])
-        return f"{key} = {context['value']!r}: {context['allowed']}"
-    key = ".".join(location)
-    if detail["type"] == "extra_forbidden":
-        known = _keys(_group_at(location[:-1], root))
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f'did you mean "{close[0]}"?' if close else f"expected one of {', '.join(known)}"
-        shown = "" if isinstance(detail["input"], dict) else f" = {detail['input']!r}"
-        return f"{key}{shown}: unknown key; {hint}"
-    if detail["type"] == "missing":
-        return f"{key}: missing; expected {_expected(location, root)}"
-    value = detail["input"]
-    if location[-1] == "precision" and str(value).lower() in ("fp16", "float16", "half"):
-        return f"{key} = {value!r}: {_FP16}"
-    if detail["type"] == "literal_error":
-        choices = [str(choice) for choice in get_args(_field(location, root).annotation)]
-        close = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f'; did you mean "{close[0]}"?' if close else ""
-        return f"{key} = {value!r}: expected {' or '.join(choices)}{hint}"
-    kind = "checksum" if context.get("pattern") == CHECKSUM else detail["type"]
-    return f"{key} = {value!r}: expected {_ALLOWED.get(kind, detail['msg']).format(**context)}"
-
-
-def _group_at(location: list[str], root: type[Group]) -> type[Group]:
-    group = root
-    for name in location:
-        group = _field([name], group).annotation  # type: ignore[assignment]
-    return group
-
-
-def _field(location: list[str], root: type[Group]) -> FieldInfo:
-    group = _group_at(location[:-1], root)
-    return next(field for key, field in group.model_fields.items() if location[-1] in (key, field.alias))
-
-
-def _keys(group: type[Group]) -> list[str]:
-    return [field.alias or name for name, field in group.model_fields.items()]
-
-
-def _expected(location: list[str], root: type[Group]) -> str:
-    annotation = _field(location, root).annotation
-    if isinstance(annotation, type) and issubclass(annotation, Group):
-        return f"a group with {', '.join(_keys(annotation))}"
-    if choices := get_args(annotation):
-        return (
-            "a list" if list in (get_origin(annotation), *map(get_origin, choices)) else " or ".join(map(str, choices))
-        )
-    return _TYPES.get(annotation, str(annotation))  # type: ignore[arg-type]
+        raise InputError("\n".join(f"{path.name}: {line}" for line in error_lines(error.errors(), Params))) from None

@@ -19,6 +19,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # A package may import those before it and, within a line, not each other.
 LAYERS = (
     ("errors", "files", "philox"),
+    ("params_errors",),
     ("randomness", "params", "device", "progress"),
     ("workspace",),
     ("data", "nets"),
@@ -38,7 +39,7 @@ FORBIDDEN_IN_CORE = {"dvc", "prefect", "mlflow", "great_expectations", "boto3", 
 # No result depends on these: they find files, report errors, show progress, start ranks, copy checkpoints and log to
 # MLflow. A change here must not invalidate a week of training, so stages do not declare them.
 LOOK_ON = {"__init__", "errors", "files", "params", "workspace", "progress", "device", "stages.runner", "stages.launch"}
-LOOK_ON |= {"registry", "stages", "stages.environment", "registry.mirror", "registry.runs", "registry.tracking"}
+LOOK_ON |= {"params_errors", "registry", "stages", "stages.environment", "registry.mirror", "registry.runs", "registry.tracking"}
 
 
 def modules():

@@ -32,6 +32,8 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
         ("ema_decay", "ema_deacy", 'params.yaml: train.ema_deacy = 0.995: unknown key; did you mean "ema_decay"?'),
         ("^sample:", "smaple:", 'params.yaml: smaple: unknown key; did you mean "sample"?'),
         ("image_size: .*", "", "params.yaml: data.image_size: missing; expected a whole number"),
+        ("  checksum: .*", "", "params.yaml: data.checksum: missing; expected a text or null"),
+        ("checksum: null", "checksum: md5:12", "data.checksum = 'md5:12': expected sha256: or md5: and as many"),
         (
             "(?s)(train:.*?)batch_size: 128",
             r"\1batch_size: 0",

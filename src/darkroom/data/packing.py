@@ -6,13 +6,10 @@ killed finds the chunks that are whole and makes the others; when all are there 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +25,7 @@ from darkroom.data.splitting import held_out
 from darkroom.data.statistics import STATISTICS_FILE, DataStatistics, write_statistics
 from darkroom.data.workers import in_processes, worker_count
 from darkroom.errors import InputError, StageFailed
-from darkroom.files import digest_json, digest_tree, replacing_directory, write_json
+from darkroom.files import alone_in, digest_json, digest_tree, replacing_directory, write_json
 from darkroom.params import DataParams
 from darkroom.progress import progress
 
@@ -59,18 +56,9 @@ def pack(source: Source, params: DataParams, prepared: Path, scratch: Path) -> D
     return info
 
 
-@contextmanager
-def locked(scratch: Path) -> Iterator[None]:
-    """Keep every other process from preparing with the same scratch directory."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(scratch, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise StageFailed(f"{scratch}: another process is preparing data here; wait for it, or end it") from None
-    finally:
-        os.close(descriptor)
+def locked(scratch: Path) -> AbstractContextManager[None]:
+    """Keep every other process from preparing with the same scratch directory. Raises StageFailed."""
+    return alone_in(scratch, StageFailed(f"{scratch}: another process is preparing data here; wait for it, or end it"))
 
 
 def _plan(source: Source, params: DataParams, scratch: Path) -> list[tuple[Chunk, range]]:

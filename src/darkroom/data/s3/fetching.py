@@ -1,13 +1,11 @@
 """Fetches raw data from S3, once. Endpoint, region and credentials come from the usual AWS environment."""
 
-import fcntl
 import logging
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import filterfalse
 from pathlib import Path
@@ -20,6 +18,7 @@ from darkroom.data.s3.index import Index
 from darkroom.data.s3.listing import Remote, find_object, list_prefix, local_name
 from darkroom.data.s3.ranges import download_large, part_files
 from darkroom.errors import InputError
+from darkroom.files import alone_in
 from darkroom.progress import progress
 
 if TYPE_CHECKING:
@@ -62,7 +61,8 @@ def update(uri: str, raw: Path) -> Synced:
         with connected(uri, bucket, "s3:ListBucket and s3:GetObject", at_once=AT_ONCE, attempts=ATTEMPTS) as client:
             single = find_object(client, bucket, prefix) if prefix and not uri.endswith("/") else None
             remotes = [single] if single else list_prefix(client, uri, bucket, prefix)
-            with _alone(path.parent, uri):
+            busy = InputError(f"{uri}: another process is fetching into {path.parent}; wait until it is done")
+            with alone_in(path.parent, busy):
                 return _bring(client, uri, bucket, remotes, path, single is not None)
     except OSError as error:
         raise InputError(f"{uri}: {error.filename or path}: {error.strerror or error}") from None
@@ -166,17 +166,3 @@ def _make_way(path: Path, is_file: bool, remotes: list[Remote]) -> None:
                 file.unlink()
         if not any(os.scandir(directory)):
             Path(directory).rmdir()
-
-
-@contextmanager
-def _alone(directory: Path, uri: str) -> Iterator[None]:
-    """Keep other processes out: two that write the same file could give a mixture."""
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise InputError(f"{uri}: another process is fetching into {directory}; wait until it is done") from None
-    finally:
-        os.close(lock)
