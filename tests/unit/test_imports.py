@@ -39,7 +39,8 @@ FORBIDDEN_IN_CORE = {"dvc", "prefect", "mlflow", "great_expectations", "boto3", 
 # No result depends on these: they find files, report errors, show progress, start ranks, copy checkpoints and log to
 # MLflow. A change here must not invalidate a week of training, so stages do not declare them.
 LOOK_ON = {"__init__", "errors", "files", "params", "workspace", "progress", "device", "stages.runner", "stages.launch"}
-LOOK_ON |= {"params_errors", "registry", "stages", "stages.environment", "registry.mirror", "registry.runs", "registry.tracking"}
+LOOK_ON |= {"params_errors", "registry", "registry.mirror", "registry.runs", "registry.tracking", "stages"}
+LOOK_ON |= {"stages.environment"}
 
 
 def modules():
