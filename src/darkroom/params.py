@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from darkroom.errors import InputError
-from darkroom.params_errors import CHECKSUM, error_lines, keys_of
+from darkroom.params_errors import CHECKSUM, DIGEST, error_lines, keys_of
 
 Positive = Annotated[int, Field(ge=1)]
+Digest = Annotated[str, Field(pattern=DIGEST)]  # sha256, or how it begins
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BUILT_IN = ("digits", "photos")  # values of data.source that need no files
@@ -69,8 +70,16 @@ class ValidateParams(Group):
 
 
 class ReferenceParams(Group):
-    """reference: the classifier whose penultimate features serve FID and KID."""
+    """reference: what images are measured with, and the classifier that judges their classes.
 
+    Where the files are that the digests name is the environment's to say: DARKROOM_INCEPTION_WEIGHTS,
+    DARKROOM_REFERENCE_STATISTICS.
+    """
+
+    extractor: Literal["classifier", "inception"]  # whose features serve FID, KID, precision and recall
+    inception_sha256: Digest  # of the file with InceptionV3's weights: its first 8 digits or more
+    published_statistics: Digest | None  # sha256 of an npz with mu and sigma, which replace the reference's in FID
+    max_features: Annotated[int, Field(ge=100)]  # of training images kept for KID, precision, recall and near-copies
     channels: Annotated[list[Positive], Field(min_length=1)]
     features: Positive
     steps: Positive
@@ -78,6 +87,13 @@ class ReferenceParams(Group):
     learning_rate: Annotated[float, Field(gt=0)]
     min_accuracy: Fraction  # on the held-out split; below it the stage fails
     seed: Seed
+
+    @model_validator(mode="after")
+    def _published_ones_are_of_inception(self) -> Self:
+        if self.published_statistics is not None and self.extractor != "inception":
+            allowed = "only extractor: inception has published ones: expected null"
+            raise _refuse("published_statistics", self.published_statistics, allowed)
+        return self
 
 
 class UNetParams(Group):
@@ -197,26 +213,36 @@ class DrawParams(Group):
 class SampleParams(DrawParams):
     """sample: the evaluation images."""
 
-    num_images: Positive
+    num_images: Positive  # for each seed
     batch_size: Positive
-    seed: Seed
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)]  # a set each; scores spread over them
+
+    @model_validator(mode="after")
+    def _no_seed_twice(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise _refuse("seeds", self.seeds, "expected different seeds: equal ones give equal samples and no spread")
+        return self
 
 
 class EvaluateParams(Group):
-    """evaluate: what torchmetrics needs to know."""
+    """evaluate: what the metrics need to know."""
 
     kid_subsets: Positive
     kid_subset_size: Annotated[int, Field(ge=2)]
+    neighbours: Positive  # of precision and recall
+    bootstrap: Annotated[int, Field(ge=20, le=10_000)]  # resamples for the interval of FID
 
 
 class GatePolicy(Group):
-    """The ceilings and margins that a challenger must meet; without classes, those of FID alone."""
+    """The ceilings and the margin that a challenger must meet; what concerns classes is asked where there are some."""
 
     max_fid: Annotated[float, Field(gt=0)]  # of unguided samples
     min_class_accuracy: Fraction  # of unguided samples
     min_guided_class_accuracy: Fraction  # at sample.guidance_scale
-    max_fid_increase: Annotated[float, Field(ge=0)]  # over the champion's, under the same protocol
-    max_class_accuracy_decrease: Fraction  # under the champion's, under the same protocol
+    min_worst_class_accuracy: Fraction  # of each class, at sample.guidance_scale
+    max_near_copies: Fraction  # share of samples nearer to a training image than the nearest 1 % of held-out images
+    margin: Annotated[float, Field(ge=0)]  # standard errors by which a challenger may be worse than the champion
+    max_seconds_per_image: Annotated[float, Field(gt=0)]  # one image alone, where the model is promoted
 
 
 class RegistryParams(Group):

@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 CHECKSUM = r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{32})$"
+DIGEST = r"^[0-9a-f]{8,64}$"
 
 _ALLOWED = {  # pydantic's error types, as the end of "expected …"
     "bool_type": "true or false",
@@ -21,6 +22,7 @@ _ALLOWED = {  # pydantic's error types, as the end of "expected …"
     "list_type": "a list",
     "model_type": "a group of keys",
     "checksum": "sha256: or md5: and as many hexadecimal digits, or null",
+    "digest": "a sha256 or its first 8 digits or more, in quotes",
     "string_pattern_mismatch": "letters, digits and _ . - only ({pattern})",
     "string_too_short": "a text that is not empty",
     "string_type": "a text",
@@ -68,7 +70,7 @@ def _line(detail: ErrorDetails, root: type[BaseModel]) -> str:
         close = difflib.get_close_matches(str(value), choices, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
         return f"{key} = {value!r}: expected {' or '.join(choices)}{hint}"
-    kind = "checksum" if context.get("pattern") == CHECKSUM else detail["type"]
+    kind = {CHECKSUM: "checksum", DIGEST: "digest"}.get(context.get("pattern", ""), detail["type"])
     return f"{key} = {value!r}: expected {_ALLOWED.get(kind, detail['msg']).format(**context)}"
 
 

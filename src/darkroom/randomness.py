@@ -29,6 +29,8 @@ class Purpose(IntEnum):
     REFERENCE_SHIFT = 11
     DROPOUT = 12
     REFERENCE_TURN = 13
+    BOOTSTRAP = 14
+    SUBSET = 15
 
 
 def random_words(seed: int, purpose: Purpose, index: Tensor, count: int, step: int = 0) -> Tensor:

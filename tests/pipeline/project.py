@@ -29,8 +29,8 @@ def make_small(root: Path, steps: int = 40) -> Path:
     change(root, "train.model", channels=[16, 16], num_res_blocks=1, norm_groups=8, head_channels=8)
     change(root, "train", steps=steps, batch_size=16, precision="fp32", lr_warmup_steps=0)
     change(root, "reference", steps=150, channels=[8, 16], features=16, min_accuracy=0.5, batch_size=64)
-    change(root, "sample", num_images=40, steps=4)
-    change(root, "evaluate", kid_subsets=5, kid_subset_size=20)
+    change(root, "sample", num_images=40, steps=4, seeds=[0, 1])
+    change(root, "evaluate", kid_subsets=5, kid_subset_size=20, bootstrap=20)
     for command in (
         ["git", "init", "-q"],
         [*DVC, "init", "-q"],

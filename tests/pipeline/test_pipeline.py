@@ -82,7 +82,7 @@ def test_nothing_runs_twice_and_one_parameter_invalidates_only_what_it_shapes(pr
     assert not np.array_equal(np.load(project / "data/samples/guided.npy"), before_images)
     difference = json.loads(dvc(project, "metrics", "diff", "--json"))["reports/metrics.json"]
     assert difference["guided.guidance_scale"] == {"old": 2.0, "new": 3.0, "diff": 1.0}
-    assert difference["guided.fid"]["new"] == after["guided"]["fid"]
+    assert difference["guided.fid.value"]["new"] == after["guided"]["fid"]["value"]
 
     change(project, "sample", guidance_scale=2.0)
     back = outcomes(dvc(project, "repro"))

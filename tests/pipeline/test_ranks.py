@@ -28,10 +28,11 @@ def compare(root, alone):
     for name, tensor in expected.items():
         assert (found[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
     a, b = metrics(root), metrics(alone)
-    assert a["protocol"] | {"extractor": 0, "reference": 0} == b["protocol"] | {"extractor": 0, "reference": 0}
+    measured = {"extractor_weights": 0, "classifier": 0, "reference": 0}  # of other bits where threads are fewer
+    assert a["protocol"] | measured == b["protocol"] | measured
     for group in ("unguided", "guided"):
-        assert a[group]["fid"] == pytest.approx(b[group]["fid"], rel=0.05)
-        assert a[group]["class_accuracy"] == pytest.approx(b[group]["class_accuracy"], abs=0.1)
+        for key, tolerance in (("fid", {"rel": 0.05}), ("class_accuracy", {"abs": 0.1})):
+            assert a[group][key]["value"] == pytest.approx(b[group][key]["value"], **tolerance)
     losses = [
         [row["loss"] for row in map(json.loads, (path / "reports/train/history.jsonl").open())]
         for path in (root, alone)

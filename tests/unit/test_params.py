@@ -87,6 +87,23 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
         ),
         ("num_images: 1797", "num_images: 9", "sample.num_images = 9: expected at least one image per class"),
         ("kid_subset_size: .*", "kid_subset_size: 5000", "expected less than sample.num_images = 1797"),
+        (r"seeds: \[0, 1, 2, 3, 4\]", "seeds: [0, 1, 0]", "sample.seeds = [0, 1, 0]: expected different seeds"),
+        (r"seeds: \[0, 1, 2, 3, 4\]", "seeds: []", "sample.seeds = []: expected at least 1"),
+        (
+            'inception_sha256: "6726825d"',
+            "inception_sha256: 6726",
+            "reference.inception_sha256 = 6726: expected a text",
+        ),
+        (
+            'inception_sha256: "6726825d"',
+            'inception_sha256: "672"',
+            "'672': expected a sha256 or its first 8 digits or m",
+        ),
+        (
+            "published_statistics: null",
+            'published_statistics: "abcdef01"',
+            "reference.published_statistics = 'abcdef01': only extractor: inception has published ones",
+        ),
         ("name: digits", "name: a/b", "registry.name = 'a/b': expected letters, digits"),
         ("learning_rate: .*", "learning_rate: .inf", "reference.learning_rate = inf: expected a finite number"),
         ("(?s)^sample:.*", "sample: 3", "sample = 3: expected a group of keys"),

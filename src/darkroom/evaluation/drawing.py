@@ -1,13 +1,20 @@
 """Drawing the evaluation images of a model."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from darkroom.diffusion.model import DiffusionModel
+from darkroom.errors import InputError
 from darkroom.evaluation.samples import SampleSet
+from darkroom.evaluation.sharing import Alone, Sharing
 from darkroom.params import SampleParams
+
+RAW_FILE = "raw.safetensors"  # beside the EMA weights: what they are an average of
 
 
 def balanced_labels(num_images: int, num_labels: int) -> Tensor:
@@ -15,41 +22,73 @@ def balanced_labels(num_images: int, num_labels: int) -> Tensor:
     return torch.arange(num_images) % num_labels
 
 
-def draw_share(
-    model: DiffusionModel, params: SampleParams, share: slice, progress: Callable[[int], None] | None = None
-) -> tuple[Tensor, Tensor]:
-    """The evaluation images number share.start … share.stop - 1, without and with guidance: uint8 (n, C, H, W) each.
+def draw_samples(
+    model: DiffusionModel,
+    params: SampleParams,
+    *,
+    raw: DiffusionModel | None = None,
+    sharing: Sharing | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SampleSet | None:
+    """Draw the evaluation images: an unguided set for each seed, and for the first one a guided set and a `raw` one.
 
-    They are the same in any share. `progress` counts finished images, up to 2 n.
+    The raw set is unguided, from the weights without EMA. On several processes the images are the same as on one; the
+    first process gets them, the others None. `progress` counts finished images, up to `num_draws`.
     """
-    index = torch.arange(params.num_images)[share]
-    labels = balanced_labels(params.num_images, model.card.num_labels)[share]
+    sharing = sharing or Alone()
+    total = params.num_images
+    share = sharing.share(total)
+    index = torch.arange(total)[share]
+    all_labels = balanced_labels(total, model.card.num_labels)
+    labels = all_labels[share]
+    finished = 0
 
-    def draw(guidance_scale: float, done_before: int) -> Tensor:
-        return model.draw(
+    def draw(source: DiffusionModel, guidance_scale: float, seed: int) -> Tensor | None:
+        nonlocal finished
+        before, finished = finished, finished + total
+        images = source.draw(
             labels,
             params.changed(guidance_scale=guidance_scale),
-            seed=params.seed,
+            seed=seed,
             index=index,
             batch_size=params.batch_size,
-            progress=(lambda done: progress(done_before + done)) if progress else None,
+            progress=(lambda done: progress(before + done * total // len(index))) if progress else None,
         )
+        return sharing.gather(images, total)
 
-    unguided = draw(1.0, 0)
-    return unguided, unguided if params.guidance_scale == 1 else draw(params.guidance_scale, len(index))
+    first = params.seeds[0]
+    unguided = [draw(model, 1.0, seed) for seed in params.seeds]
+    guided = unguided[0] if params.guidance_scale == 1 else draw(model, params.guidance_scale, first)
+    from_raw = None if raw is None else draw(raw, 1.0, first)
+    if guided is None:  # gathered on another process
+        return None
+    return SampleSet(
+        torch.stack([images for images in unguided if images is not None]),
+        guided,
+        from_raw,
+        all_labels,
+        params,
+        model.card.weights_digest,
+        is_finite(model),
+    )
 
 
-def sample_set(model: DiffusionModel, params: SampleParams, unguided: Tensor, guided: Tensor) -> SampleSet:
-    """All evaluation images, uint8 (N, C, H, W) each, with what they were drawn from."""
-    labels = balanced_labels(params.num_images, model.card.num_labels)
-    return SampleSet(unguided, guided, labels, params, model.card.weights_digest, is_finite(model))
+def num_draws(params: SampleParams, *, raw: bool) -> int:
+    """How many images `draw_samples` draws."""
+    return (len(params.seeds) + (params.guidance_scale != 1) + raw) * params.num_images
 
 
-def draw_samples(
-    model: DiffusionModel, params: SampleParams, progress: Callable[[int], None] | None = None
-) -> SampleSet:
-    """Draw the evaluation images in this process. `progress` counts finished images, up to 2 N."""
-    return sample_set(model, params, *draw_share(model, params, slice(0, params.num_images), progress))
+def load_raw(directory: Path, model: DiffusionModel) -> DiffusionModel:
+    """The same network with the weights that were not averaged. Raises InputError if they are missing or others'."""
+    path = directory / RAW_FILE
+    network = model.card.build()
+    try:
+        network.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; `dvc repro train` makes it") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path}: does not hold this network: {error}") from None
+    return DiffusionModel(model.card, network.to(next(model.network.parameters()).device))
 
 
 def is_finite(model: DiffusionModel) -> bool:

@@ -15,10 +15,11 @@ from darkroom.params import SampleParams
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Images for the same labels by the same seed, without (s = 1) and with guidance."""
+    """Images for the same labels: unguided (s = 1) for each of S seeds, guided from the first seed's noise."""
 
-    unguided: Tensor  # uint8 (N, C, H, W)
-    guided: Tensor
+    unguided: Tensor  # uint8 (S, N, C, H, W)
+    guided: Tensor  # uint8 (N, C, H, W)
+    raw: Tensor | None  # uint8 (N, C, H, W): unguided, by the first seed, from the weights without EMA
     labels: Tensor  # int64 (N,), balanced
     params: SampleParams
     weights_digest: str  # of the model
@@ -28,8 +29,9 @@ class SampleSet:
         """Put the arrays as .npy and `samples.json` in the place of `directory`, all or none."""
         record = {"params": self.params.model_dump(), "weights_digest": self.weights_digest, "finite": self.finite}
         with replacing_directory(directory) as new:
-            for name in ("unguided", "guided", "labels"):
-                np.save(new / f"{name}.npy", getattr(self, name).numpy(), allow_pickle=False)
+            for name in ("unguided", "guided", "raw", "labels"):
+                if (array := getattr(self, name)) is not None:
+                    np.save(new / f"{name}.npy", array.numpy(), allow_pickle=False)
             write_json(new / "samples.json", record)
 
     @classmethod
@@ -37,11 +39,18 @@ class SampleSet:
         """What `write` wrote. Raises InputError if it is not there or not whole."""
         try:
             record = read_json(directory / "samples.json")
-            arrays = {
-                name: torch.from_numpy(np.load(directory / f"{name}.npy", allow_pickle=False))
-                for name in ("unguided", "guided", "labels")
-            }
-            params = SampleParams.model_validate(record["params"])
-            return cls(**arrays, params=params, weights_digest=record["weights_digest"], finite=record["finite"])
+
+            def array(name: str) -> Tensor:
+                return torch.from_numpy(np.load(directory / f"{name}.npy", allow_pickle=False))
+
+            return cls(
+                unguided=array("unguided"),
+                guided=array("guided"),
+                raw=array("raw") if (directory / "raw.npy").is_file() else None,
+                labels=array("labels"),
+                params=SampleParams.model_validate(record["params"]),
+                weights_digest=record["weights_digest"],
+                finite=record["finite"],
+            )
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{directory}: {error}; `dvc repro sample` makes it") from None

@@ -1,80 +1,169 @@
 """From samples to a score record."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from darkroom.evaluation.distances import KID, ReferenceDistance
+from darkroom.evaluation.code import code_digest
+from darkroom.evaluation.distances import ReferenceDistance
+from darkroom.evaluation.extraction import Features, extract, joined
 from darkroom.evaluation.features import Extractor
+from darkroom.evaluation.memorisation import ClosestPair, measure_memorisation
+from darkroom.evaluation.neighbours import Manifold, precision_recall
 from darkroom.evaluation.protocol import Protocol, RealScore, ScoreRecord, SetScore
 from darkroom.evaluation.reference import Reference
 from darkroom.evaluation.samples import SampleSet
-from darkroom.files import digest_tree
+from darkroom.evaluation.sharing import Sharing
+from darkroom.evaluation.uncertainty import bootstrap_fid, fid_infinity, over_seeds
 from darkroom.params import DrawParams, EvaluateParams
 
-# What a score depends on beside parameters, weights and reference.
-_PACKAGE = Path(__file__).resolve().parents[1]
-CODE = (
-    "diffusion",
-    "evaluation/distances.py",
-    "evaluation/drawing.py",
-    "evaluation/features.py",
-    "evaluation/score.py",
-    "nets",
-    "philox.py",
-    "randomness.py",
-)
+NUM_PAIRS = 16  # of a sample and the training image it is nearest to, for a picture
 
 
-def code_digest() -> str:
-    """Digest of the code that draws and measures, as it is now."""
-    return digest_tree(_PACKAGE, [_PACKAGE / part for part in CODE])
+@dataclass(frozen=True)
+class Scored:
+    """A record, and the pairs of a sample and a training image that are nearest to each other, nearest first."""
+
+    record: ScoreRecord
+    closest: list[ClosestPair]  # `sample` counts through the unguided sets of all seeds, one after the other
 
 
-def score_samples(samples: SampleSet, extractor_dir: Path, evaluate: EvaluateParams) -> ScoreRecord:
-    """Score samples against the reference in `extractor_dir`."""
-    extractor, reference = Extractor.load(extractor_dir), Reference.load(extractor_dir)
-    distance, params = ReferenceDistance(reference.features), samples.params
+def score_samples(
+    samples: SampleSet,
+    extractor_dir: Path,
+    evaluate: EvaluateParams,
+    *,
+    device: torch.device | str = "cpu",
+    sharing: Sharing | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Scored | None:
+    """Score samples against the reference in `extractor_dir`.
 
-    def kid(features: Tensor) -> KID:
-        size = min(evaluate.kid_subset_size, len(features) - 1, len(reference.features) - 1)
-        return distance.kid(features, evaluate.kid_subsets, size, params.seed)
+    On several processes, which share the extraction of features, the first one gets the scores and the others None.
+    `progress` counts images, up to `num_measured(samples)`.
+    """
+    extractor = Extractor.load(extractor_dir, device)
+    done = 0
 
-    def score(images: Tensor, guidance_scale: float) -> SetScore:
-        features = extractor(images)
-        found = kid(features)
-        return SetScore(
-            guidance_scale=guidance_scale,
-            fid=distance.fid(features),
-            kid=found.mean,
-            kid_std=found.std,
-            class_accuracy=extractor.class_accuracy(images, samples.labels),
+    def measured(images: Tensor) -> Features | None:
+        nonlocal done
+        before, done = done, done + len(images)
+        return extract(extractor, images, sharing, (lambda n: progress(before + n)) if progress else None)
+
+    unguided = [measured(images) for images in samples.unguided]
+    guided = unguided
+    if samples.params.guidance_scale != 1:
+        guided = [measured(samples.guided)]
+    raw = None if samples.raw is None else measured(samples.raw)
+    sets = [[found for found in features if found is not None] for features in (unguided, guided)]
+    if not sets[0]:
+        return None
+    return _Scoring(samples, extractor, Reference.load(extractor_dir), evaluate).score(sets[0], sets[1], raw)
+
+
+def num_measured(samples: SampleSet) -> int:
+    """How many images `score_samples` measures."""
+    sets = len(samples.unguided) + (samples.params.guidance_scale != 1) + (samples.raw is not None)
+    return sets * len(samples.labels)
+
+
+class _Scoring:
+    """What all sets of one model have in common."""
+
+    def __init__(
+        self, samples: SampleSet, extractor: Extractor, reference: Reference, evaluate: EvaluateParams
+    ) -> None:
+        self.samples, self.card, self.reference, self.evaluate = samples, extractor.card, reference, evaluate
+        self.seeds = samples.params.seeds
+        self.distance: ReferenceDistance = reference.distance()
+        self.manifold = Manifold(reference.features, evaluate.neighbours)
+        self.kid_size = min(
+            evaluate.kid_subset_size,
+            len(samples.labels) - 1,
+            len(reference.features) - 1,
+            len(reference.held_out) - 1,
         )
 
-    protocol = Protocol(
-        code=code_digest(),
-        extractor=extractor.card.weights_digest,
-        reference=reference.statistics.features_digest,
-        num_images=len(samples.labels),
-        **{name: getattr(params, name) for name in DrawParams.model_fields},
-        seed=params.seed,
-        kid_subsets=evaluate.kid_subsets,
-        kid_subset_size=evaluate.kid_subset_size,
-    )
-    floor_kid = kid(reference.held_out)
-    return ScoreRecord(
-        weights_digest=samples.weights_digest,
-        finite=samples.finite,
-        unguided=score(samples.unguided, 1.0),
-        guided=score(samples.guided, params.guidance_scale),
-        floor=RealScore(
-            num_images=reference.statistics.floor_num_images,
-            fid=reference.statistics.floor_fid,
-            kid=floor_kid.mean,
-            kid_std=floor_kid.std,
-            class_accuracy=reference.statistics.floor_class_accuracy,
-        ),
-        scale=reference.statistics.scale,
-        protocol=protocol,
-        protocol_digest=protocol.digest,
-    )
+    def score(self, unguided: list[Features], guided: list[Features], raw: Features | None) -> Scored:
+        without, closest = self._set(unguided, 1.0)
+        scale = self.samples.params.guidance_scale
+        protocol = self._protocol()
+        record = ScoreRecord(
+            weights_digest=self.samples.weights_digest,
+            finite=self.samples.finite,
+            unguided=without,
+            guided=without if scale == 1 else self._set(guided, scale)[0],
+            floor=self._floor(),
+            scale=self.reference.statistics.scale,
+            raw_fid=None if raw is None else self.distance.fid(raw.values),
+            protocol=protocol,
+            protocol_digest=protocol.digest,
+        )
+        return Scored(record, closest)
+
+    def _set(self, sets: list[Features], guidance_scale: float) -> tuple[SetScore, list[ClosestPair]]:
+        labels, classes, evaluate = self.samples.labels, self.card.classes, self.evaluate
+        together, all_labels = joined(sets), labels.repeat(len(sets))
+        kids = [
+            self.distance.kid(found.values, evaluate.kid_subsets, self.kid_size, seed)
+            for found, seed in zip(sets, self.seeds, strict=False)  # the guided set has the first seed alone
+        ]
+        manifold = [precision_recall(self.manifold, found.values) for found in sets]
+        copies, closest = measure_memorisation(
+            together.values, self.reference.features, self.reference.held_out, NUM_PAIRS
+        )
+        found = SetScore(
+            guidance_scale=guidance_scale,
+            fid=over_seeds([self.distance.fid(found.values) for found in sets]),
+            fid_bootstrap=list(
+                bootstrap_fid(self.reference.moments, sets[0].values, labels, evaluate.bootstrap, self.seeds[0])
+            ),
+            fid_infinity=fid_infinity(self.reference.moments, together.values, all_labels, self.seeds[0]),
+            kid=over_seeds([kid.mean for kid in kids]),
+            kid_std=sum(kid.std for kid in kids) / len(kids),
+            precision=over_seeds([precision for precision, _ in manifold]),
+            recall=over_seeds([recall for _, recall in manifold]),
+            memorisation=copies,
+            class_accuracy=over_seeds([found.accuracy(labels) for found in sets]) if classes else None,
+            class_accuracies=together.class_accuracies(all_labels, len(classes)) if classes else None,
+        )
+        return found, closest
+
+    def _floor(self) -> RealScore:
+        statistics, held_out = self.reference.statistics, self.reference.held_out
+        kid = self.distance.kid(held_out, self.evaluate.kid_subsets, self.kid_size, self.seeds[0])
+        precision, recall = precision_recall(self.manifold, held_out)
+        return RealScore(
+            num_images=statistics.floor_num_images,
+            fid=statistics.floor_fid,
+            kid=kid.mean,
+            kid_std=kid.std,
+            precision=precision,
+            recall=recall,
+            class_accuracy=statistics.floor_class_accuracy,
+            class_accuracies=statistics.floor_class_accuracies,
+        )
+
+    def _protocol(self) -> Protocol:
+        params, statistics, evaluate = self.samples.params, self.reference.statistics, self.evaluate
+        return Protocol(
+            code=code_digest(),
+            extractor=self.card.kind,
+            extractor_weights=self.card.weights_digest,
+            classifier=self.card.classifier_digest,
+            data=statistics.data_digest,
+            reference=statistics.features_digest,
+            reference_images=statistics.num_images,
+            published_statistics=statistics.published_statistics,
+            num_images=len(self.samples.labels),
+            seeds=params.seeds,
+            **{name: getattr(params, name) for name in DrawParams.model_fields},
+            resize=self.card.resize,
+            kid_subsets=evaluate.kid_subsets,
+            kid_subset_size=evaluate.kid_subset_size,
+            neighbours=evaluate.neighbours,
+            bootstrap=evaluate.bootstrap,
+        )

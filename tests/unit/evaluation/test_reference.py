@@ -4,14 +4,26 @@ import torch
 from sklearn.datasets import load_digits
 
 from darkroom.errors import InputError, StageFailed
+from darkroom.evaluation.extraction import extract
 from darkroom.evaluation.features import Extractor
 from darkroom.evaluation.fitting import fit_extractor, shifted, turned
+from darkroom.evaluation.published import PublishedStatistics
 from darkroom.evaluation.reference import Reference, write_reference
 from darkroom.files import read_json
 from darkroom.params import ReferenceParams
 
 PARAMS = ReferenceParams(
-    channels=[8, 16], features=16, steps=150, batch_size=64, learning_rate=5e-3, min_accuracy=0.85, seed=0
+    extractor="classifier",
+    inception_sha256="0" * 8,
+    published_statistics=None,
+    max_features=1000,
+    channels=[8, 16],
+    features=16,
+    steps=150,
+    batch_size=64,
+    learning_rate=5e-3,
+    min_accuracy=0.85,
+    seed=0,
 )
 CLASSES = [str(digit) for digit in range(10)]
 
@@ -28,13 +40,14 @@ def digits():
 def fitted(digits, tmp_path_factory):
     directory = tmp_path_factory.mktemp("extractor")
     extractor = fit_extractor(directory, *digits, CLASSES, "d" * 64, PARAMS)
-    write_reference(directory, extractor, *digits, seed=0)
+    write_reference(directory, extractor, *digits, seed=0, max_features=1000)
     return directory
 
 
 def test_the_classifier_reads_digits_it_has_not_seen(digits, fitted):
     extractor = Extractor.load(fitted)
-    assert extractor.accuracy(*digits[1]) == extractor.card.held_out_accuracy > 0.85
+    images, labels = digits[1]
+    assert extract(extractor, images).accuracy(labels) == extractor.card.held_out_accuracy > 0.85
 
 
 def test_fitting_twice_gives_the_same_bytes(digits, fitted, tmp_path):
@@ -43,11 +56,31 @@ def test_fitting_twice_gives_the_same_bytes(digits, fitted, tmp_path):
         assert (tmp_path / name).read_bytes() == (fitted / name).read_bytes()
 
 
-def test_features_do_not_depend_on_the_neighbours_in_a_batch(digits, fitted):
+def test_all_images_shape_the_moments_and_the_features_of_some_are_kept(digits, fitted):
+    found, extractor = Reference.load(fitted), Extractor.load(fitted)
+    images = digits[0][0]
+    features = extract(extractor, images).values
+    assert found.moments.mean.numpy() == pytest.approx(features.double().mean(0).numpy(), rel=1e-9)
+    assert found.moments.covariance.numpy() == pytest.approx(np.cov(features.double().numpy().T), rel=1e-6, abs=1e-9)
+    assert len(found.features) == len(set(found.index.tolist())) == 1000
+    assert torch.equal(found.features, features[found.index])
+    assert torch.equal(found.held_out, extract(extractor, digits[1][0]).values)
+
+
+def test_published_statistics_replace_those_of_the_reference_in_fid_alone(digits, fitted, tmp_path):
+    for path in fitted.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    own = Reference.load(fitted)
+    published = PublishedStatistics(mean=own.moments.mean + 1, covariance=own.moments.covariance, sha256="f" * 64)
     extractor = Extractor.load(fitted)
-    images = digits[1][0]
-    assert torch.allclose(extractor(images)[:3], extractor(images[:3]), atol=1e-5)
-    assert extractor(images).dtype == torch.float64
+    found = write_reference(tmp_path, extractor, *digits, seed=0, max_features=1000, published=published)
+    assert found.published_statistics == "f" * 64
+    moved = Reference.load(tmp_path)
+    assert moved.distance().fid(own.features) > own.distance().fid(own.features) + 10
+    assert moved.distance().kid(own.held_out, 5, 100, 0) == own.distance().kid(own.held_out, 5, 100, 0)
+    of_others = PublishedStatistics(mean=torch.zeros(3).double(), covariance=torch.eye(3).double(), sha256="f" * 64)
+    with pytest.raises(InputError, match="3 dimensions, the extractor 16"):
+        write_reference(tmp_path, extractor, *digits, seed=0, max_features=1000, published=of_others)
 
 
 def test_the_scale_grows_with_what_is_wrong_with_the_images(fitted):
@@ -110,12 +143,13 @@ def test_without_classes_the_classifier_tells_turns_of_digits_it_has_not_seen(di
     loaded = Extractor.load(tmp_path)
     assert loaded.card.classes == []
     for turns in range(4):  # the oracle: turned by hand, all of them by the same number
-        share = loaded.accuracy(held_out[0].rot90(turns, (2, 3)), torch.full_like(held_out[1], turns))
-        assert share > 0.5
-    assert loaded.class_accuracy(*held_out) is None
+        found = extract(loaded, held_out[0].rot90(turns, (2, 3)))
+        assert found.accuracy(torch.full_like(held_out[1], turns)) > 0.5
     zeros = torch.zeros_like(labels), torch.zeros_like(held_out[1])
-    statistics = write_reference(tmp_path, loaded, (images, zeros[0]), (held_out[0], zeros[1]), seed=0)
-    assert "floor_class_accuracy" not in read_json(tmp_path / "reference.json")
+    statistics = write_reference(
+        tmp_path, loaded, (images, zeros[0]), (held_out[0], zeros[1]), seed=0, max_features=1000
+    )
+    assert read_json(tmp_path / "reference.json")["floor_class_accuracy"] is None
     scale = statistics.scale
     assert 0 < scale.noise_0_1 < scale.noise_0_2 < scale.noise_0_4 < scale.pure_noise
     assert statistics.floor_fid < scale.noise_0_4 < scale.class_means

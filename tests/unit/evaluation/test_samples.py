@@ -1,17 +1,18 @@
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from darkroom.diffusion.model import DiffusionModel
 from darkroom.errors import InputError
-from darkroom.evaluation.drawing import balanced_labels, draw_samples
+from darkroom.evaluation.drawing import balanced_labels, draw_samples, load_raw, num_draws
 from darkroom.evaluation.grid import labelled_grid
 from darkroom.evaluation.samples import SampleSet
 from darkroom.params import SampleParams
 from tests.unit.diffusion.test_model import CLASSES, SETTINGS, write_model
 
 DRAW = SETTINGS.changed(sampler="ddim", steps=3)
-PARAMS = SampleParams(**DRAW.model_dump(), num_images=23, batch_size=10, seed=0)
+PARAMS = SampleParams(**DRAW.model_dump(), num_images=23, batch_size=10, seeds=[0, 5])
 
 
 def test_labels_are_balanced():
@@ -20,26 +21,57 @@ def test_labels_are_balanced():
     assert counts.max() - counts.min() <= 1
 
 
-def test_both_sets_are_drawn_by_the_same_seed_and_stored_whole(tmp_path):
+def test_each_seed_draws_a_set_the_first_one_three_and_they_are_stored_whole(tmp_path):
     model = DiffusionModel.load(write_model(tmp_path))
+    raw = load_raw(with_raw(tmp_path), model)
     seen: list[int] = []
-    samples = draw_samples(model, PARAMS, seen.append)
-    assert seen == [10, 20, 23, 33, 43, 46]
+    samples = draw_samples(model, PARAMS, raw=raw, progress=seen.append)
+    assert seen[:3] == [10, 20, 23]
+    assert seen[-1] == num_draws(PARAMS, raw=True) == 4 * 23
     labels = balanced_labels(23, 10)
-    assert torch.equal(samples.unguided, model.draw(labels, DRAW.changed(guidance_scale=1.0), seed=0))
+    for place, seed in enumerate((0, 5)):
+        expected = model.draw(labels, DRAW.changed(guidance_scale=1.0), seed=seed)
+        assert torch.equal(samples.unguided[place], expected)
     assert torch.equal(samples.guided, model.draw(labels, DRAW, seed=0))
+    assert torch.equal(samples.raw, raw.draw(labels, DRAW.changed(guidance_scale=1.0), seed=0))
+    assert not torch.equal(samples.raw, samples.unguided[0])
     samples.write(tmp_path / "out")
     read = SampleSet.read(tmp_path / "out")
     assert read.params == PARAMS
     assert read.weights_digest == model.card.weights_digest
-    assert all(torch.equal(getattr(read, name), getattr(samples, name)) for name in ("unguided", "guided", "labels"))
+    for name in ("unguided", "guided", "raw", "labels"):
+        assert torch.equal(getattr(read, name), getattr(samples, name))
+
+
+def with_raw(directory):
+    """Beside the EMA weights of `directory` others, as the ones they are an average of."""
+    tensors = load_file(directory / "ema.safetensors")
+    save_file({name: tensor * 1.1 for name, tensor in tensors.items()}, directory / "raw.safetensors")
+    return directory
+
+
+def test_a_model_from_elsewhere_has_no_raw_weights(tmp_path):
+    model = DiffusionModel.load(write_model(tmp_path))
+    samples = draw_samples(model, PARAMS)
+    assert samples.raw is None
+    samples.write(tmp_path / "out")
+    assert SampleSet.read(tmp_path / "out").raw is None
+
+
+def test_raw_weights_that_are_missing_or_of_another_network_are_refused(tmp_path):
+    model = DiffusionModel.load(write_model(tmp_path))
+    with pytest.raises(InputError, match=r"raw\.safetensors: no such file"):
+        load_raw(tmp_path, model)
+    save_file({"weight": torch.zeros(3)}, tmp_path / "raw.safetensors")
+    with pytest.raises(InputError, match="does not hold this network"):
+        load_raw(tmp_path, model)
 
 
 def test_a_set_replaces_the_one_before_it_whole_or_not_at_all(tmp_path, monkeypatch):
     model = DiffusionModel.load(write_model(tmp_path))
     first = draw_samples(model, PARAMS)
     first.write(tmp_path / "out")
-    second = draw_samples(model, PARAMS.model_copy(update={"seed": 1}))
+    second = draw_samples(model, PARAMS.model_copy(update={"seeds": [1]}))
     monkeypatch.setattr("darkroom.evaluation.samples.write_json", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         second.write(tmp_path / "out")
@@ -55,10 +87,10 @@ def test_samples_that_are_not_there_say_what_makes_them(tmp_path):
 def test_a_model_without_classes_draws_one_set_that_stands_for_both(tmp_path):
     model = DiffusionModel.load(write_model(tmp_path, label_dropout=0.0, classes=[]))
     seen: list[int] = []
-    samples = draw_samples(model, PARAMS.model_copy(update={"guidance_scale": 1.0}), seen.append)
+    samples = draw_samples(model, PARAMS.model_copy(update={"guidance_scale": 1.0, "seeds": [0]}), progress=seen.append)
     assert seen == [10, 20, 23]
     assert samples.labels.tolist() == [0] * 23
-    assert torch.equal(samples.unguided, samples.guided)
+    assert torch.equal(samples.unguided[0], samples.guided)
 
 
 def test_a_grid_of_images_without_classes_has_sixteen_in_a_row_in_their_order(tmp_path):

@@ -3,32 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
 import yaml
 
-from darkroom.diffusion.model import DiffusionModel
-from darkroom.evaluation.drawing import draw_samples, draw_share
 from darkroom.files import digest_file
-from darkroom.training.distributed import Ranks
 from tests.ranks import finish, start
 from tests.unit.diffusion.test_model import write_model
-from tests.unit.evaluation.test_samples import PARAMS
-
-
-@pytest.mark.parametrize("count", [2, 3, 30])
-def test_shares_of_the_drawing_make_up_the_whole_bit_for_bit(tmp_path, count):
-    model = DiffusionModel.load(write_model(tmp_path))
-    whole = draw_samples(model, PARAMS)
-    shares = [draw_share(model, PARAMS, Ranks(rank, count).share(PARAMS.num_images)) for rank in range(count)]
-    unguided, guided = (torch.cat(parts) for parts in zip(*shares, strict=True))
-    assert torch.equal(unguided, whole.unguided)
-    assert torch.equal(guided, whole.guided)
+from tests.unit.evaluation.test_samples import with_raw
 
 
 def test_two_ranks_write_the_files_of_one(tmp_path):
     params = yaml.safe_load((Path(__file__).parents[3] / "params.yaml").read_text())
-    params["sample"] |= {"steps": 4, "num_images": 37, "batch_size": 8}
+    params["sample"] |= {"steps": 4, "num_images": 37, "batch_size": 8, "seeds": [0, 1]}
     params["evaluate"]["kid_subset_size"] = 10
     printed, files = [], []
     for count in (1, 2):
@@ -36,17 +21,18 @@ def test_two_ranks_write_the_files_of_one(tmp_path):
         (root / "models").mkdir(parents=True)
         (root / "dvc.yaml").touch()
         (root / "params.yaml").write_text(yaml.safe_dump(params))
-        write_model(root / "models")
+        with_raw(write_model(root / "models"))
         code, out, err = finish(start(root, "-m", "darkroom.stages.sample", DARKROOM_NPROC=str(count)))
         assert (code, err) == (0, "")
         printed.append(out.splitlines()[-1])
         names = (
             "data/samples/unguided.npy",
             "data/samples/guided.npy",
+            "data/samples/raw.npy",
             "data/samples/labels.npy",
             "reports/samples.png",
         )
         files.append({name: digest_file(root / name) for name in names})
     assert np.load(root / "data/samples/guided.npy").shape == (37, 1, 8, 8)
     assert files[0] == files[1]
-    assert printed == ["sampling: 74/74 images"] * 2
+    assert printed == ["sampling: 148/148 images"] * 2
