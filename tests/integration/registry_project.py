@@ -11,12 +11,8 @@ import yaml
 from safetensors.torch import save_file
 
 from darkroom.diffusion.card import CARD_FILE, WEIGHTS_FILE, ModelCard, build_unet
-from darkroom.evaluation.features import CARD_FILE as EXTRACTOR_CARD
-from darkroom.evaluation.features import WEIGHTS_FILE as EXTRACTOR_WEIGHTS
-from darkroom.evaluation.features import Extractor, ExtractorCard
-from darkroom.evaluation.protocol import Protocol, RealScore, ScoreRecord, SetScore
-from darkroom.evaluation.reference import Scale, write_reference
-from darkroom.evaluation.score import code_digest
+from darkroom.evaluation.code import code_digest
+from darkroom.evaluation.protocol import Estimate, Memorisation, Protocol, RealScore, Scale, ScoreRecord, SetScore
 from darkroom.files import digest_file, write_bytes, write_json, write_text
 from darkroom.params import load_params
 from darkroom.workspace import Workspace
@@ -33,9 +29,9 @@ def make_project(root: Path) -> Workspace:
     content["train"]["steps"] = STEPS
     content["train"]["learning_rate"] = 2e-3
     content["reference"] |= {"channels": [8], "features": 8, "learning_rate": 2e-3}
-    content["sample"] |= {"sampler": "dpmpp_2m", "steps": 3, "num_images": 20}
-    content["registry"]["gate"] |= {"max_fid": 0.8, "max_fid_increase": 0.1}
-    content["evaluate"] |= {"kid_subsets": 2, "kid_subset_size": 5}
+    content["sample"] |= {"sampler": "dpmpp_2m", "steps": 3, "num_images": 20, "seeds": [0, 1]}
+    content["registry"]["gate"] |= {"max_fid": 0.8, "margin": 2.0}
+    content["evaluate"] |= {"kid_subsets": 2, "kid_subset_size": 5, "bootstrap": 20}
     write_text(root / "params.yaml", yaml.safe_dump(content))
     write_text(root / "dvc.yaml", "stages: {}\n")
     return Workspace(root)
@@ -105,26 +101,54 @@ def score_record(
     fid: float = 0.5,
     accuracy: float | None = 0.97,
     guided_accuracy: float | None = 0.995,
+    spread: float = 0.05,
+    near_copies: float = 0.01,
     **protocol: Any,
 ) -> ScoreRecord:
     """A record with chosen figures."""
     fields = {
         "code": code_digest(),
-        "extractor": "e" * 64,
+        "extractor": "classifier",
+        "extractor_weights": "e" * 64,
+        "classifier": "e" * 64,
+        "data": "d" * 64,
         "reference": "r" * 64,
+        "reference_images": 1438,
+        "published_statistics": None,
         "num_images": 20,
+        "seeds": [0, 1],
         "sampler": "dpmpp_2m",
         "steps": 3,
         "spacing": "trailing",
         "eta": 0.0,
         "clipping": "static",
+        "guidance_scale": 2.0,
         "guidance_interval": None,
+        "precision": "fp32",
+        "resize": "none",
+        "kid_subsets": 2,
+        "kid_subset_size": 5,
+        "neighbours": 3,
+        "bootstrap": 20,
     }
-    fields |= {"guidance_scale": 2.0, "seed": 0, "precision": "fp32", "kid_subsets": 2, "kid_subset_size": 5}
     measured = Protocol.model_validate(fields | protocol)
 
     def score(guidance_scale: float, class_accuracy: float | None) -> SetScore:
-        return SetScore(guidance_scale=guidance_scale, fid=fid, kid=0.01, kid_std=0.001, class_accuracy=class_accuracy)
+        return SetScore(
+            guidance_scale=guidance_scale,
+            fid=estimate(fid, spread),
+            fid_bootstrap=[fid - spread, fid + spread],
+            fid_infinity=fid,
+            kid=estimate(0.01, 0.001),
+            kid_std=0.001,
+            precision=estimate(0.8, 0.01),
+            recall=estimate(0.7, 0.01),
+            memorisation=Memorisation(
+                near_copies=near_copies, threshold=0.5, median_ratio=1.0, num_neighbours=measured.reference_images
+            ),
+            class_accuracy=None if class_accuracy is None else estimate(class_accuracy, 0.002),
+            class_accuracies=None if class_accuracy is None else [class_accuracy] * len(CLASSES),
+        )
 
     return ScoreRecord(
         weights_digest=weights,
@@ -132,18 +156,38 @@ def score_record(
         unguided=score(1.0, accuracy),
         guided=score(measured.guidance_scale, guided_accuracy),
         floor=RealScore(
-            num_images=360, fid=0.7, kid=0.01, kid_std=0.001, class_accuracy=None if accuracy is None else 0.98
+            num_images=360,
+            fid=0.7,
+            kid=0.01,
+            kid_std=0.001,
+            precision=0.8,
+            recall=0.8,
+            class_accuracy=None if accuracy is None else 0.98,
+            class_accuracies=None if accuracy is None else [0.98] * len(CLASSES),
         ),
         scale=Scale(noise_0_1=1, noise_0_2=3, noise_0_4=15, class_means=16, pure_noise=190),
+        raw_fid=2 * fid,
         protocol=measured,
         protocol_digest=measured.digest,
     )
 
 
+def estimate(value: float, spread: float) -> Estimate:
+    """Over two seeds."""
+    seeds = [value - spread / 2**0.5, value + spread / 2**0.5]
+    return Estimate(value=value, spread=spread, low=value - spread, high=value + spread, seeds=seeds)
+
+
 def write_extractor(workspace: Workspace) -> None:
     """What reference writes, for a classifier of random weights and random images."""
+    from darkroom.evaluation.features import CARD_FILE as EXTRACTOR_CARD
+    from darkroom.evaluation.features import WEIGHTS_FILE as EXTRACTOR_WEIGHTS
+    from darkroom.evaluation.features import Extractor, ExtractorCard
+    from darkroom.evaluation.reference import write_reference
+
     torch.manual_seed(0)
     card = ExtractorCard(
+        kind="classifier",
         image_size=8,
         image_channels=1,
         classes=CLASSES,
@@ -151,19 +195,25 @@ def write_extractor(workspace: Workspace) -> None:
         features=8,
         held_out_accuracy=1.0,
         data_digest="d" * 64,
-        weights_digest="",
+        classifier_digest="",
     )
     workspace.extractor.mkdir(parents=True)
     classifier = card.build()
     save_file(classifier.state_dict(), workspace.extractor / EXTRACTOR_WEIGHTS)
-    card = card.model_copy(update={"weights_digest": digest_file(workspace.extractor / EXTRACTOR_WEIGHTS)})
+    card = card.model_copy(update={"classifier_digest": digest_file(workspace.extractor / EXTRACTOR_WEIGHTS)})
     write_json(workspace.extractor / EXTRACTOR_CARD, card.model_dump())
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8))
     labels = torch.arange(60) % 10
+    extractor = Extractor(card, classifier)
     write_reference(
-        workspace.extractor, Extractor(card, classifier), (images[:40], labels[:40]), (images[40:], labels[40:]), 0
+        workspace.extractor, extractor, (images[:40], labels[:40]), (images[40:], labels[40:]), 0, max_features=1000
     )
+
+
+def write_validation(workspace: Workspace) -> None:
+    """What validate writes for the data that the project's model was trained on."""
+    write_json(workspace.reports / "validation.json", {"success": True, "dataset": "d" * 64})
 
 
 @pytest.fixture(scope="session")
@@ -188,4 +238,5 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: b
     write_bytes(project.state / "mlflow.db", empty_database)
     write_model(project, 1)
     write_score(project)
+    write_validation(project)
     return project
