@@ -4,7 +4,8 @@ from pathlib import Path
 
 from darkroom.diffusion.card import CARD_FILE
 from darkroom.errors import InputError
-from darkroom.registry.tracking import connect, current, tracking_uri, unavailable_is_one_line
+from darkroom.registry.tracking import connect, current, import_mlflow, tracking_uri, unavailable_is_one_line
+from darkroom.registry.versions import find_by_uri
 from darkroom.workspace import Workspace
 
 
@@ -13,18 +14,12 @@ def fetch_model(workspace: Workspace, uri: str, destination: Path) -> Path:
 
     Raises InputError if there is no such model or it is not one of ours, RegistryUnavailable if the server is down.
     """
-    connect(workspace)
-    tracking = tracking_uri(workspace)
+    client, tracking = connect(workspace), tracking_uri(workspace)
     with unavailable_is_one_line(tracking), current(tracking):
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        try:
-            package = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            raise InputError(f"{uri}: {error.message.splitlines()[0]}") from None
+        version = find_by_uri(client, uri)
+        source = f"models:/{version.name}/{version.version}"  # not the alias, which can move between the two
+        artifacts = import_mlflow().artifacts
+        package = Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(destination)))
     found = sorted(package.rglob(CARD_FILE))
     if len(found) != 1:
         raise InputError(

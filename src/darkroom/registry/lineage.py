@@ -3,18 +3,15 @@
 import json
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from darkroom.diffusion.card import ModelCard
-from darkroom.diffusion.model import DiffusionModel
+from darkroom.data.dataset import load_info
 from darkroom.errors import InputError
-from darkroom.evaluation.drawing import is_finite
-from darkroom.evaluation.protocol import ScoreRecord
-from darkroom.evaluation.score import code_digest
+from darkroom.evaluation.protocol import Estimate, ScoreRecord
 from darkroom.files import digest_file, digest_json, read_json
-from darkroom.params import Params, parse_yaml
+from darkroom.params import Params
+from darkroom.registry.outputs import Outputs, read_outputs
 from darkroom.registry.runs import ensure_run, write_history
 from darkroom.registry.tracking import connect, tracking_uri, unavailable_is_one_line
 from darkroom.workspace import Workspace
@@ -23,77 +20,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SYNCED_TAG = "darkroom.synced"
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What the pipeline left, checked to belong together."""
-
-    card: ModelCard
-    run: dict[str, Any]  # models/run.json
-    record: ScoreRecord
-    finite: bool  # all weights
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self.run["fingerprint"])
-
-
-def read_outputs(workspace: Workspace) -> Outputs:
-    """Read model, run and metrics. Raises InputError if one is missing, damaged or of another training."""
-    try:
-        model = DiffusionModel.load(workspace.models)
-        record = ScoreRecord.read(workspace.metrics_file)
-        run = _read_run(workspace.models / "run.json")
-    except InputError as error:
-        raise InputError(_with_advice(str(error))) from None
-    digests = {
-        "models/model.json": model.card.weights_digest,
-        "models/run.json": run["weights_digest"],
-        "reports/metrics.json": record.weights_digest,
-    }
-    if len(set(digests.values())) > 1:
-        found = ", ".join(f"{name} has {digest[:12]}" for name, digest in digests.items())
-        raise InputError(f"these are not of one model: {found}; `dvc repro` brings them together")
-    if run["fingerprint"] != model.card.fingerprint:
-        raise InputError(
-            "models/run.json and models/model.json are of different trainings; `dvc repro` brings them together"
-        )
-    _check_lock(workspace)
-    if record.protocol.code != code_digest():
-        raise InputError("the code that draws and measures changed since evaluate ran; `dvc repro` first")
-    return Outputs(model.card, run, record, is_finite(model))
-
-
-def _with_advice(message: str) -> str:
-    return message if "dvc repro" in message else f"{message}; `dvc repro` makes it anew"
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    try:
-        run = read_json(path)
-        missing = {"fingerprint", "weights_digest", "steps"} - set(run)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; `dvc repro` makes it") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: {error}") from None
-    if missing:
-        raise InputError(f"{path}: {', '.join(sorted(missing))} missing")
-    return dict(run)
-
-
-def _check_lock(workspace: Workspace) -> None:
-    """Raise InputError if `params.yaml` is no longer what the pipeline ran with."""
-    lock = workspace.root / "dvc.lock"
-    if not lock.is_file():
-        return
-    locked = parse_yaml(lock.read_text(encoding="utf-8")) or {}
-    # as DVC reads it: the file's values, not the typed models'
-    current = parse_yaml(workspace.params_file.read_text(encoding="utf-8"))
-    for stage, entry in locked.get("stages", {}).items():
-        for group, values in entry.get("params", {}).get("params.yaml", {}).items():
-            if current.get(group) != values:
-                raise InputError(f"params.yaml: {group} changed since stage {stage} ran; `dvc repro` first")
 
 
 def git_tags(root: Path) -> dict[str, str]:
@@ -112,24 +38,54 @@ def git_tags(root: Path) -> dict[str, str]:
 
 def score_figures(record: ScoreRecord) -> dict[str, float]:
     """The figures that there are for people to compare, by the names they have everywhere: `unguided.fid` and so on."""
-    figures: dict[str, float] = {}
-    for name, score in (("unguided", record.unguided), ("guided", record.guided), ("floor", record.floor)):
-        values = {"fid": score.fid, "kid": score.kid, "class_accuracy": score.class_accuracy}
-        figures |= {f"{name}.{key}": value for key, value in values.items() if value is not None}
-    return figures
+    figures: dict[str, float | None] = {}
+    for name, score in (("unguided", record.unguided), ("guided", record.guided)):
+        for key in ("fid", "kid", "precision", "recall", "class_accuracy"):
+            estimate: Estimate | None = getattr(score, key)
+            if estimate is not None:
+                figures |= {f"{name}.{key}": estimate.value, f"{name}.{key}_spread": estimate.spread}
+        figures[f"{name}.fid_infinity"] = score.fid_infinity
+        figures[f"{name}.near_copies"] = score.memorisation.near_copies
+        if score.class_accuracies is not None:
+            figures[f"{name}.worst_class_accuracy"] = min(score.class_accuracies)
+    figures["raw.fid"] = record.raw_fid
+    for key in ("fid", "kid", "precision", "recall", "class_accuracy"):
+        figures[f"floor.{key}"] = getattr(record.floor, key)
+    return {key: value for key, value in figures.items() if value is not None}
 
 
-def lineage_tags(workspace: Workspace, outputs: Outputs) -> dict[str, str]:
+def lineage_tags(workspace: Workspace, params: Params, outputs: Outputs) -> dict[str, str]:
     """Digests that lead back to data, parameters, code and pipeline."""
-    tags = {
+    card, lock = outputs.card, workspace.root / "dvc.lock"
+    return {
         "darkroom.fingerprint": outputs.fingerprint,
-        "darkroom.weights": outputs.card.weights_digest,
-        "darkroom.data_digest": outputs.card.data_digest,
+        "darkroom.weights": card.weights_digest,
         "darkroom.protocol": outputs.record.protocol_digest,
+        "darkroom.data_digest": card.data_digest,
+        "darkroom.data_source": params.data.source,
+        **_data_tags(workspace.prepared, card.data_digest),
+        "darkroom.validated": str(is_validated(workspace, card.data_digest)).lower(),
+        **({"darkroom.dvc_lock": digest_file(lock)} if lock.is_file() else {}),
         **git_tags(workspace.root),
     }
-    lock = workspace.root / "dvc.lock"
-    return tags | ({"darkroom.dvc_lock": digest_file(lock)} if lock.is_file() else {})
+
+
+def is_validated(workspace: Workspace, data_digest: str) -> bool:
+    """Whether `reports/validation.json` says that this data passed. Validate writes it for nothing else."""
+    try:
+        report = read_json(workspace.reports / "validation.json")
+        return report["success"] is True and report["dataset"] == data_digest
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _data_tags(prepared: Path, data_digest: str) -> dict[str, str]:
+    """How many images each split has, if the prepared data on disk is the data that the model was trained on."""
+    try:
+        info = load_info(prepared)
+    except InputError:
+        return {}
+    return {"darkroom.data_images": json.dumps(info.splits)} if info.digest == data_digest else {}
 
 
 def sync_run(workspace: Workspace) -> str:
@@ -164,7 +120,7 @@ def sync_outputs(client: "MlflowClient", workspace: Workspace, params: Params, o
     _write_final(client, run_id, run.data.metrics, score_figures(outputs.record), int(outputs.run["steps"]), now)
     for path in files.values():
         client.log_artifact(run_id, str(path))
-    tags = [RunTag(key, value) for key, value in lineage_tags(workspace, outputs).items()]
+    tags = [RunTag(key, value) for key, value in lineage_tags(workspace, params, outputs).items()]
     client.log_batch(run_id, tags=tags)
     if run.info.status != "FINISHED":
         client.set_terminated(run_id, status="FINISHED")
