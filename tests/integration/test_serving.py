@@ -86,6 +86,17 @@ def _check_labelled(service: str) -> None:
     assert post(service, {"dataframe_split": split, "params": params})[1] == answer
     assert post(service, {"inputs": {"class_label": [3, 1, 4]}, "params": params})[1] == answer
 
+    seeded = {"columns": ["class_label", "seed"], "data": [[3, 7], [1, 2**63 - 1], [3, 7]]}
+    status, answer = post(service, {"dataframe_split": seeded})
+    assert status == 200
+    first, second, third = (row["png"] for row in answer["predictions"])
+    assert first == third != second
+    records = [{"class_label": 1, "seed": 2**63 - 1}]
+    assert post(service, {"dataframe_records": records})[1]["predictions"] == [{"png": second}]
+    status, answer = post(service, {"dataframe_split": seeded, "params": {"seed": 7}})
+    assert status == 400
+    assert "seed is a column and a parameter: expected one of them" in answer["message"]
+
     status, answer = post(service, {"dataframe_split": {"columns": ["class_label"], "data": [[3], [12]]}})
     assert status == 400
     assert "class label 12: expected 0 to 9" in answer["message"]
@@ -98,6 +109,9 @@ def _check_labelled(service: str) -> None:
         {"dataframe_split": {"columns": ["class_label"], "data": [[None]]}},
         {"dataframe_split": {"columns": ["label"], "data": [[1]]}},
         {"dataframe_split": {"columns": ["class_label"], "data": [[0]] * 257}},
+        {"dataframe_split": {"columns": ["class_label"], "data": [[0]] * 200}, "params": {"steps": 200}},
+        {"dataframe_split": {"columns": ["class_label", "seed"], "data": [[0, 1], [0, None]]}},
+        {"dataframe_split": {"columns": ["class_label", "seed"], "data": [[0, -1]]}},
         {},
     ):
         status, answer = post(service, body)
@@ -117,8 +131,13 @@ def test_a_service_without_classes_draws_an_image_for_each_row(workspace: Worksp
             status, answer = post(address, body)
             assert status == 200
             assert len({row["png"] for row in answer["predictions"]}) == 2
+        status, answer = post(address, {"dataframe_split": {"columns": ["seed"], "data": [[5], [5], [6]]}})
+        assert status == 200
+        first, second, third = (row["png"] for row in answer["predictions"])
+        assert first == second != third
         for body in (
             {"dataframe_split": {"columns": ["class_label"], "data": [[3]]}},
+            {"dataframe_split": {"columns": ["seed"], "data": [[3], [None]]}},
             {"inputs": {"class_label": [3]}},
             {"instances": [[], []]},
         ):

@@ -95,7 +95,7 @@ class DiffusionModel:
         labels: Tensor,
         settings: DrawParams,
         *,
-        seed: int,
+        seed: int | Tensor,
         index: Tensor | None = None,
         guidance_scale: Tensor | None = None,
         batch_size: int = 256,
@@ -104,16 +104,19 @@ class DiffusionModel:
     ) -> Tensor:
         """Draw one image per label: uint8 (N, C, H, W) on the CPU, for `labels` int64 (N,), all 0 without classes.
 
-        Image i's randomness is a function of (seed, index[i]) alone; `index` (N,) defaults to 0 … N-1. On one device
-        image i is the same to the last bit in any batch. `guidance_scale` (N,) is one scale per image in the place of
-        the settings' single one. `progress` gets the number of finished images after each batch; `on_step` the
-        number of finished steps of a batch and its estimate of x_0, float32 (n, C, H, W) on the device.
+        Image i's randomness is a function of (seed, index[i]) alone; `index` (N,) defaults to 0 … N-1. A tensor `seed`
+        int64 (N,) on the CPU is a seed for each image; `index` then defaults to 0, so that image i is the one that its
+        seed draws alone. On one device image i is the same to the last bit in any batch. `guidance_scale` (N,) is one
+        scale per image in the place of the settings' single one. `progress` gets the number of finished images after
+        each batch; `on_step` the number of finished steps of a batch and its estimate of x_0, float32 (n, C, H, W) on
+        the device.
 
         Raises InputError for what `check_request` refuses and FloatingPointError, naming the timestep, if the network
         returns values that are not finite.
         """
         self.check_request(labels, settings, guidance_scale)
-        index = torch.arange(len(labels)) if index is None else index
+        if index is None:
+            index = torch.zeros_like(labels) if isinstance(seed, Tensor) else torch.arange(len(labels))
         if guidance_scale is None:
             guidance_scale = torch.full((len(labels),), settings.guidance_scale, dtype=torch.float64)
         device = next(self.network.parameters()).device
@@ -124,7 +127,7 @@ class DiffusionModel:
         batches = []
         for start in range(0, len(labels), batch_size):
             part = slice(start, start + batch_size)
-            here = index[part].to(device)
+            seeds, here = seed[part] if isinstance(seed, Tensor) else seed, index[part].to(device)
             denoise = guided(
                 predict,
                 labels[part].to(device),
@@ -134,13 +137,13 @@ class DiffusionModel:
                 interval=None if interval is None else (interval[0], interval[1]),
             )
 
-            def step_noise(step: int, x: Tensor, here: Tensor = here) -> Tensor:
-                return normal(seed, Purpose.STEP_NOISE, here, shape, step)
+            def step_noise(step: int, x: Tensor, seeds: int | Tensor = seeds, here: Tensor = here) -> Tensor:
+                return _normal(seeds, Purpose.STEP_NOISE, here, shape, step)
 
             sampling = Sampling(
                 step_noise=step_noise, threshold=THRESHOLDS[settings.clipping], eta=settings.eta, on_step=on_step
             )
-            noise = normal(seed, Purpose.INITIAL_NOISE, here, shape)
+            noise = _normal(seeds, Purpose.INITIAL_NOISE, here, shape)
             x_0 = SAMPLERS[settings.sampler](denoise, noise, self.schedule, timesteps, sampling)
             predict.check()
             batches.append(to_uint8(x_0).cpu())
@@ -161,6 +164,17 @@ class DiffusionModel:
             prediction=self.card.prediction,
             alpha_bar=self.schedule.alpha_bar.tolist(),
         )
+
+
+def _normal(seeds: int | Tensor, purpose: Purpose, index: Tensor, shape: tuple[int, ...], step: int = 0) -> Tensor:
+    """`normal` for one seed or an int64 (N,) on the CPU of one for each of `index` (N,)."""
+    if isinstance(seeds, int):
+        return normal(seeds, purpose, index, shape, step)
+    noise = torch.empty((len(index), *shape), device=index.device)
+    for seed in torch.unique(seeds).tolist():
+        mine = (seeds == seed).nonzero().flatten().to(index.device)
+        noise[mine] = normal(seed, purpose, index[mine], shape, step)
+    return noise
 
 
 @dataclass

@@ -1,27 +1,46 @@
-"""The registered model as files: code, safetensors and JSON, with a signature and exact requirements. No pickle."""
+"""The registered model as files: code, safetensors, JSON and a card to read, with exact requirements. No pickle."""
 
 import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import darkroom
-from darkroom.diffusion.card import CARD_FILE, WEIGHTS_FILE, ModelCard
+from darkroom.diffusion.card import CARD_FILE, WEIGHTS_FILE
 from darkroom.diffusion.model import DRAW_FILE
-from darkroom.files import write_json
-from darkroom.params import DrawParams, SampleParams
+from darkroom.files import read_json, write_json, write_text
+from darkroom.params import DrawParams, Params, SampleParams
+from darkroom.registry.model_card import PICTURE_FILE, README_FILE, write_card
+from darkroom.registry.outputs import Outputs
 from darkroom.registry.tracking import import_mlflow
+from darkroom.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.models import ModelSignature
+    from mlflow.models.model import ModelInfo
 
-# What loading and predicting import, and nothing else: a test imports the package in a process that has only these.
+# What loading and predicting import, and nothing else: a test draws with an environment made from these alone.
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "PyYAML", "safetensors", "torch")
+
+# The part of this project that draws; likewise.
+CODE = (
+    "__init__.py",
+    "device.py",
+    "diffusion",
+    "errors.py",
+    "files.py",
+    "nets",
+    "params.py",
+    "params_errors.py",
+    "philox.py",
+    "randomness.py",
+    "serving",
+)
 
 
 def requirements() -> list[str]:
@@ -32,20 +51,21 @@ def requirements() -> list[str]:
 def signature(classes: list[str], sample: SampleParams) -> "ModelSignature":
     """Labels in, base64 PNGs out; the parameters' defaults are those that the model was evaluated with.
 
-    Without classes there is no input column: MLflow has no schema for that, and hands on what it is given.
+    A column `seed` may come with the labels. Without classes it is the only one, and MLflow has no schema for rows
+    without columns: given one, it loses them. So there is none, and MLflow hands on what it is given.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     return ModelSignature(
-        inputs=Schema([ColSpec("long", "class_label")]) if classes else None,
+        inputs=Schema([ColSpec("long", "class_label"), ColSpec("long", "seed", required=False)]) if classes else None,
         outputs=Schema([ColSpec("string", "png")]),
         params=ParamSchema(
             [
                 ParamSpec("guidance_scale", "double", float(sample.guidance_scale)),
                 ParamSpec("sampler", "string", sample.sampler),
                 ParamSpec("steps", "long", sample.steps),
-                ParamSpec("seed", "long", sample.seed),
+                ParamSpec("seed", "long", sample.seeds[0]),
             ]
         ),
     )
@@ -58,29 +78,65 @@ def input_example(classes: list[str]) -> "pd.DataFrame":
     return pd.DataFrame({"class_label": range(min(3, len(classes)))}) if classes else pd.DataFrame(index=range(3))
 
 
-def log_package(run_id: str, models: Path, card: ModelCard, sample: SampleParams, tags: dict[str, str]) -> Any:
-    """Log the model in `models` (weights and card) to the run, on MLflow's current server; return its ModelInfo."""
+def read_validation(workspace: Workspace, data_digest: str) -> dict[str, Any] | None:
+    """`reports/validation.json` if it is there and about this data."""
+    try:
+        report = read_json(workspace.reports / "validation.json")
+        return dict(report) if report["dataset"] == data_digest else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def log_model(
+    run_id: str, workspace: Workspace, params: Params, outputs: Outputs, lineage: Mapping[str, str]
+) -> tuple["ModelInfo", str]:
+    """Log the trained model to the run, on MLflow's current server, with its model card.
+
+    `lineage` are the tags of the version that will be made from it (`lineage.lineage_tags`). Returns MLflow's
+    ModelInfo and the card, which is also the run's `model_card.md`.
+    """
     mlflow = import_mlflow()
-    source = Path(darkroom.__file__).parent
+    source, picture = Path(darkroom.__file__).parent, workspace.reports / PICTURE_FILE
+    card, record = outputs.card, outputs.record
+    pictured = picture.is_file()
+    text = write_card(outputs, params, lineage, read_validation(workspace, card.data_digest), pictured=pictured)
     with tempfile.TemporaryDirectory(prefix="darkroom-") as directory:
-        code, weights = Path(directory) / "darkroom", Path(directory) / "model"
-        shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__"))
-        weights.mkdir()
+        code, model = Path(directory) / "darkroom", Path(directory) / "model"
+        _copy_code(source, code)
+        model.mkdir()
         for name in (WEIGHTS_FILE, CARD_FILE):
-            shutil.copyfile(models / name, weights / name)
-        write_json(weights / DRAW_FILE, {name: getattr(sample, name) for name in DrawParams.model_fields})
+            shutil.copyfile(workspace.models / name, model / name)
+        if pictured:
+            shutil.copyfile(picture, model / PICTURE_FILE)
+        write_text(model / README_FILE, text)
+        write_json(model / DRAW_FILE, {name: getattr(params.sample, name) for name in DrawParams.model_fields})
         with _without_bytecode(), mlflow.start_run(run_id=run_id):
-            return mlflow.pyfunc.log_model(
+            mlflow.log_text(text, "model_card.md")
+            info: ModelInfo = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(source / "serving" / "entry.py"),
-                artifacts={"model": str(weights)},
+                artifacts={"model": str(model)},
                 code_paths=[str(code)],
                 pip_requirements=requirements(),
-                signature=signature(card.classes, sample),
+                signature=signature(card.classes, params.sample),
                 input_example=input_example(card.classes),
-                tags=tags,
-                metadata={"classes": card.classes, "weights_digest": card.weights_digest},
+                tags={"darkroom.weights": card.weights_digest},
+                metadata={
+                    "classes": card.classes,
+                    "weights_digest": card.weights_digest,
+                    "protocol_digest": record.protocol_digest,
+                },
             )
+    return info, text
+
+
+def _copy_code(source: Path, destination: Path) -> None:
+    destination.mkdir()
+    for name in CODE:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, destination / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source / name, destination / name)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from darkroom.errors import StageFailed
+from darkroom.registry import database
 from darkroom.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _QUIET = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # there is JSON to be read there
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # MLflow's own 120 s and 7 retries keep a person waiting for minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -86,13 +88,26 @@ def connect(workspace: Workspace) -> "MlflowClient":
 
 @contextlib.contextmanager
 def unavailable_is_one_line(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises when a server or database fails into RegistryUnavailable."""
+    """Turn what MLflow raises when a server or database fails, or refuses this user, into RegistryUnavailable."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
-        raise RegistryUnavailable(f"MLflow at {shown(uri)}: {without_password(first_line(error), uri)}") from None
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        why = _refused(error) or f": {without_password(first_line(error), uri)}"
+        raise RegistryUnavailable(f"MLflow at {shown(uri)}{why}") from None
+
+
+def _refused(error: BaseException) -> str | None:
+    """What to do about a user that the server does not know or does not let, as the rest of a sentence."""
+    user, code = os.environ.get("MLFLOW_TRACKING_USERNAME"), getattr(error, "error_code", None)
+    if code == "UNAUTHENTICATED":
+        needed = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        return f" does not know user {user!r} with this password: check {needed}" if user else f" wants {needed}"
+    if code == "PERMISSION_DENIED":
+        return f": user {user!r} may not do this; it takes the permission EDIT or MANAGE on the model and its runs"
+    return None
 
 
 @contextlib.contextmanager
@@ -137,12 +152,26 @@ def _probe(uri: str) -> None:
             port = parts.port or {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(parts.scheme.split("+")[0])
             if port:
                 socket.create_connection((parts.hostname, port), timeout=_PROBE_SECONDS).close()
+            if database.is_served(uri):
+                _sign_in(uri)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):
             return  # MLflow has settings of its own for certificates; let it decide
         why = without_password(first_line(error), uri)
         raise RegistryUnavailable(f"MLflow at {shown(uri)} does not answer: {why}") from None
+
+
+def _sign_in(uri: str) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        database.sign_in(uri)
+    except ImportError as error:
+        extra = "; `pip install 'darkroom[postgres]'`" if uri.startswith("postgresql") else ""
+        raise RegistryUnavailable(f"MLflow at {shown(uri)}: {first_line(error)}{extra}") from None
+    except SQLAlchemyError as error:
+        raise RegistryUnavailable(f"MLflow at {shown(uri)}: {without_password(first_line(error), uri)}") from None
 
 
 @contextlib.contextmanager
@@ -155,4 +184,5 @@ def _schema_lock(workspace: Workspace, uri: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        with database.schema_lock(uri):
+            yield

@@ -1,6 +1,7 @@
 """The model as MLflow loads it: class labels in, PNGs as base64 text out. What it cannot do, it refuses by name.
 
-A model without classes takes rows without columns, one for each image.
+A model without classes takes rows without columns, one for each image. With a column `seed`, an image depends on its
+own row alone.
 
 Runs from the copy of this package inside the registered model, wherever that is loaded; so it may import nothing beyond
 the model's own requirements.
@@ -21,24 +22,34 @@ from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import Image
 
+from darkroom.device import choose_device
 from darkroom.diffusion.model import DRAW_FILE, DiffusionModel, read_draw_params
+from darkroom.diffusion.samplers import network_evaluations
 from darkroom.errors import InputError
+from darkroom.serving.limits import Limits
 
 ARTIFACT = "model"  # the directory with ema.safetensors and model.json
-COLUMN = "class_label"
+LABEL, SEED = "class_label", "seed"  # columns
 OUTPUT = "png"
 PARAMS = ("guidance_scale", "sampler", "steps", "seed")
-MAX_IMAGES = 256  # per request
 
 
 class ImageGenerator(PythonModel):
-    """Draws one image per row. Row i's image depends on its label, i and the parameters, not on other rows."""
+    """Draws one image per row.
+
+    Without a column `seed`, row i's image depends on its label, i and the parameters, not on other rows; with one, on
+    its label, its seed and the other parameters, wherever it is.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read the weights, which have to be those of the model card, and the settings they were measured with."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        """Read the weights, which have to be those of the model card, and the settings they were measured with.
+
+        The environment decides the device (`DARKROOM_DEVICE`, otherwise a GPU if there is one) and the bounds of a
+        request (`serving.limits`). Raises InputError for damaged files and for values of these that cannot be.
+        """
         directory = Path(context.artifacts[ARTIFACT])
-        self.model = DiffusionModel.load(directory, device)
+        self.limits = Limits.from_environment()
+        self.model = DiffusionModel.load(directory, choose_device())
         settings = read_draw_params(directory)
         if settings is None:
             raise InputError(f"{directory / DRAW_FILE}: no such file")
@@ -55,25 +66,27 @@ class ImageGenerator(PythonModel):
         """PNG files as base64 text, one per row, in the column `png`.
 
         Raises MlflowException INVALID_PARAMETER_VALUE (HTTP 400) for labels, columns and parameters that the model does
-        not have, values out of range, and more than 256 rows.
+        not have, values out of range, seeds given twice over, and requests beyond the limits.
         """
         params = params or {}
         asked_input, asked_params = self._as_asked(model_input, params)
         try:
             _check_names("parameter", asked_params, PARAMS)
             classes = self.model.card.classes
-            _check_names("column", asked_input, (COLUMN,) if classes else ())
+            _check_names("column", asked_input, (LABEL, SEED) if classes else (SEED,))
             missing = [name for name in PARAMS if params.get(name) is None]
             if missing:
                 raise InputError(f"parameter {missing[0]!r} is missing")
             _check_rows(model_input)
-            labels = _labels(model_input) if classes else torch.zeros(len(model_input), dtype=torch.int64)
-            seed = params["seed"]
-            if not 0 <= seed < 1 << 63:
-                raise InputError(f"seed = {seed}: expected 0 to 2**63 - 1")
+            self.limits.check_images(len(model_input))
+            labels = _integers(model_input, LABEL) if classes else torch.zeros(len(model_input), dtype=torch.int64)
+            seed = _seed(model_input, params["seed"], given="seed" in asked_params)
             settings = self.measured.with_sampler(params["sampler"]).changed(
                 steps=params["steps"], guidance_scale=params["guidance_scale"]
             )
+            self.model.check_request(labels, settings)
+            evaluations = network_evaluations(settings.sampler, settings.steps)
+            self.limits.check_work(len(labels), evaluations, guided=settings.guidance_scale not in (0, 1))
             images = self.model.draw(labels, settings, seed=seed)
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
@@ -100,26 +113,43 @@ def _check_names(kind: str, given: Any, allowed: tuple[str, ...]) -> None:
     names = list(given.columns) if isinstance(given, pd.DataFrame) else list(given) if isinstance(given, dict) else []
     for name in names:
         if name not in allowed:
-            expected = ", ".join(allowed) or "none, as this model has no classes: one row for each image"
+            expected = ", ".join(allowed)
+            if kind == "column" and LABEL not in allowed:
+                expected += " or none, as this model has no classes: one row for each image"
             raise InputError(f"unknown {kind} {name!r}: expected {expected}")
+        if names.count(name) > 1:
+            raise InputError(f"{kind} {name!r} is there twice")
 
 
 def _check_rows(model_input: Any) -> None:
     if not isinstance(model_input, pd.DataFrame):
         raise InputError(f"input of type {type(model_input).__name__}: expected a data frame with a row for each image")
-    if len(model_input) > MAX_IMAGES:
-        raise InputError(f"{len(model_input)} rows: expected at most {MAX_IMAGES} in one request")
 
 
-def _labels(model_input: pd.DataFrame) -> torch.Tensor:
-    """int64 (N,). Ranges are checked by `DiffusionModel.draw`."""
-    if COLUMN not in model_input:
-        raise InputError(f"column {COLUMN!r} is missing")
-    column = model_input[COLUMN]
+def _seed(model_input: pd.DataFrame, param: int, *, given: bool) -> int | torch.Tensor:
+    """The parameter, or int64 (N,) of the column where there is one."""
+    if SEED in model_input:
+        if given:
+            raise InputError("seed is a column and a parameter: expected one of them")
+        seeds = _integers(model_input, SEED)
+        if len(negative := (seeds < 0).nonzero()):
+            row = int(negative[0])
+            raise InputError(f"seed = {int(seeds[row])} in row {row}: expected 0 to 2**63 - 1")
+        return seeds
+    if not 0 <= param < 1 << 63:
+        raise InputError(f"seed = {param}: expected 0 to 2**63 - 1")
+    return param
+
+
+def _integers(model_input: pd.DataFrame, name: str) -> torch.Tensor:
+    """A column as int64 (N,). Ranges are for others to check."""
+    if name not in model_input:
+        raise InputError(f"column {name!r} is missing")
+    column = model_input[name]
     if column.isna().any():
-        raise InputError(f"{COLUMN} is missing in row {int(column.isna().to_numpy().argmax())}")
-    if len(column) and not pd.api.types.is_integer_dtype(column):
-        raise InputError(f"{COLUMN} has type {column.dtype}: expected integers")
+        raise InputError(f"{name} is missing in row {int(column.isna().to_numpy().argmax())}")
+    if len(column) and not pd.api.types.is_signed_integer_dtype(column):
+        raise InputError(f"{name} has type {column.dtype}: expected integers below 2**63")
     return torch.from_numpy(column.to_numpy(dtype="int64", copy=True))
 
 

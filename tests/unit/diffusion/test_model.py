@@ -104,6 +104,25 @@ def test_image_i_is_named_by_its_index_not_by_its_place(model):
     assert torch.equal(model.draw(labels, SETTINGS, seed=3), reordered.flip(0))
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_sde"])
+def test_every_image_can_have_a_seed_of_its_own_whatever_the_batch(model, sampler):
+    labels, seeds = torch.tensor([3, 1, 4, 1, 1]), torch.tensor([9, 0, 9, 2**63 - 1, 9])
+    settings = SETTINGS.with_sampler(sampler)
+    together = model.draw(labels, settings, seed=seeds)
+    assert torch.equal(model.draw(labels, settings, seed=seeds, batch_size=2), together)
+    assert torch.equal(model.draw(labels.flip(0), settings, seed=seeds.flip(0)), together.flip(0))
+    for i, seed in enumerate(seeds.tolist()):
+        assert torch.equal(model.draw(labels[i : i + 1], settings, seed=seed)[0], together[i])
+    assert not torch.equal(together[1], together[3])
+    assert not torch.equal(together[3], together[4])
+
+
+def test_equal_seeds_draw_different_images_where_the_indices_differ(model):
+    labels, index = torch.zeros(3, dtype=torch.int64), torch.tensor([4, 5, 6])
+    images = model.draw(labels, SETTINGS, seed=torch.tensor([3, 3, 3]), index=index)
+    assert torch.equal(images, model.draw(labels, SETTINGS, seed=3, index=index))
+
+
 def test_every_image_can_have_a_guidance_scale_of_its_own(model):
     labels, scales = torch.tensor([3, 1, 4, 1]), torch.tensor([0.0, 1.0, 2.5, 7.0])
     together = model.draw(labels, SETTINGS, seed=3, guidance_scale=scales)
