@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint bench ui serve lock setup clean
+.PHONY: help run test soak lint bench ui serve lock setup clean
 
 # The caller's own environments must not leak in; tools neither phone home nor look for updates.
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
@@ -42,6 +42,9 @@ run: setup  ## reproduce the pipeline, register the model, promote it if the gat
 
 test: lint  ## all checks: lint, types, tests (ARGS="-k digest" picks some)
 	@$(RUN) python -m pytest $(ARGS)
+
+soak: setup  ## what takes too long for every change: the gate on twenty noisy copies, an environment from scratch
+	@$(RUN) python -m pytest -m soak -s $(ARGS)
 
 lint: setup  ## ruff and mypy; repair what can be repaired with: ruff check --fix . && ruff format .
 	@$(RUN) ruff check .
