@@ -1,5 +1,6 @@
 """What every test needs: an environment that is quiet, offline and its own, and one Prefect server for the session."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -47,6 +48,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 Path(os.environ["PREFECT_HOME"]).mkdir()
 _REPORTS = pytest.StashKey[dict[str, list[str]]]()
+
+
+@pytest.fixture(autouse=True)
+def _commands_leave_the_log_as_it_was() -> Iterator[None]:
+    """A command that is run in this process turns the project's messages on, as in a process of its own."""
+    logger = logging.getLogger("darkroom")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 def pytest_configure(config: pytest.Config) -> None:

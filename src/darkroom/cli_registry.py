@@ -272,7 +272,7 @@ def _print_json(value: Any) -> None:
 
 def _print_figures(figures: dict[str, float]) -> None:
     for key, value in figures.items():
-        print(f"  {key:<36}{value:10.4f}")
+        print(f"  {key:<42}{value:10.4f}")
 
 
 def _print_lines(label: str, lines: list[str], file: Any) -> None:

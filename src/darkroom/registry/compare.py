@@ -125,8 +125,8 @@ def common_records(mine: "ModelVersion", theirs: "ModelVersion") -> tuple[ScoreR
 def compare_figures(mine: ScoreRecord, theirs: ScoreRecord, margin: float) -> list[Figure]:
     """The figures of two records of one protocol; `margin` in standard errors of a difference."""
     protocol = theirs.protocol
-    drawn = protocol.num_images * len(protocol.seeds)
-    counts = {"precision": drawn, "recall": protocol.reference_images, "class_accuracy": drawn}
+    real = protocol.reference_images // len(protocol.seeds)  # the same ones for each seed: together they count once
+    counts = {"precision": protocol.num_images, "recall": real, "class_accuracy": protocol.num_images}
     figures = []
     for place in ("unguided", "guided"):
         one: SetScore = getattr(mine, place)
@@ -156,7 +156,7 @@ def _without_spread(one: SetScore, other: SetScore) -> dict[str, tuple[float, fl
 
 
 def _error(estimate: Estimate, count: int | None) -> float | None:
-    """Standard error of a mean over seeds: of a share of `count` images, or of anything else from its spread."""
+    """Standard error of a mean over seeds: of a share of `count` images each, or of anything else from its spread."""
     if count is not None:
         return share_error(estimate, count)
     return None if estimate.spread is None else estimate.spread / sqrt(len(estimate.seeds))

@@ -118,13 +118,13 @@ def _relation(checks: _Checks, policy: GatePolicy, challenger: ScoreRecord, cham
     mine, theirs = challenger.unguided, champion.unguided
     margin = policy.margin * math.sqrt(2) * fid_error(theirs)
     held = [checks.at_most("unguided.fid", mine.fid.value, theirs.fid.value + margin, "champion's FID + margin")]
-    count = champion.protocol.num_images * len(champion.protocol.seeds)
     for name, own, other in (
         ("unguided", mine.class_accuracy, theirs.class_accuracy),
         ("guided", challenger.guided.class_accuracy, champion.guided.class_accuracy),
     ):
         if own is not None and other is not None:  # under one protocol, and so one classifier, there are all or none
-            limit = other.value - policy.margin * math.sqrt(2) * share_error(other, count)
+            error = share_error(other, champion.protocol.num_images)
+            limit = other.value - policy.margin * math.sqrt(2) * error
             held.append(
                 checks.at_least(f"{name}.class_accuracy", own.value, limit, f"champion's {name} accuracy - margin")
             )
@@ -143,11 +143,12 @@ def fid_error(score: SetScore) -> float:
     return max(score.fid.spread or 0.0, (high - low) / (2 * Z_95)) / math.sqrt(len(score.fid.seeds))
 
 
-def share_error(share: Estimate, count: int) -> float:
-    """Standard error of a share of `count` images: from the spread over seeds, at least that of independent images.
+def share_error(share: Estimate, num_images: int) -> float:
+    """Standard error of a share of `num_images` for each seed: from the spread, at least that of independent images.
 
     One success and one failure are added, so that a share of 0 or 1 is not taken for certain (Agresti & Coull 1998).
     """
+    count = num_images * len(share.seeds)
     smoothed = (share.value * count + 1) / (count + 2)
     binomial = math.sqrt(smoothed * (1 - smoothed) / count)
     return max((share.spread or 0.0) / math.sqrt(len(share.seeds)), binomial)

@@ -156,11 +156,15 @@ def _scores(known: _Known) -> list[str]:
     return lines
 
 
+def _seeds(count: int) -> str:
+    return f"{count} seeds" if count > 1 else "one seed"
+
+
 def _score_table(known: _Known) -> list[str]:
     floor, protocol = known.outputs.record.floor, known.outputs.record.protocol
-    seeds = f"{len(protocol.seeds)} seeds" if len(protocol.seeds) > 1 else "one seed"
     heads = ["", "real, held out: the floor", *(f"guidance {score.guidance_scale:g}" for score in known.sets)]
-    rows = [["images", f"{floor.num_images:,}", *[f"{protocol.num_images:,} × {seeds}"] * len(known.sets)]]
+    counts = [f"{protocol.num_images:,} × {_seeds(len(score.fid.seeds))}" for score in known.sets]
+    rows = [["images", f"{floor.num_images:,}", *counts]]
     for name, key in (
         ("FID ↓", "fid"),
         ("KID ↓", "kid"),

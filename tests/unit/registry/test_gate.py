@@ -175,11 +175,10 @@ def test_a_challenger_that_is_worse_beyond_the_margin_never_passes(
 @given(sane, st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1))
 def test_noise_within_the_margin_flips_nothing(champion: ScoreRecord, fid: float, plain: float, guided: float) -> None:
     """The champion's own scores again, each off by less than its margin: neither better nor refused."""
-    count = champion.protocol.num_images * len(champion.protocol.seeds)
     widths = [fid_error(champion.unguided)]
     for score in (champion.unguided, champion.guided):
         assert score.class_accuracy is not None
-        widths.append(share_error(score.class_accuracy, count))
+        widths.append(share_error(score.class_accuracy, champion.protocol.num_images))
     by = [
         0.99 * OPEN.margin * math.sqrt(2) * width * part
         for width, part in zip(widths, (fid, plain, guided), strict=True)
