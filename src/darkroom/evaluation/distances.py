@@ -1,4 +1,7 @@
-"""FID and KID between sets of features, by torchmetrics in float64."""
+"""FID and KID between sets of features, by torchmetrics in float64.
+
+Each process computes alone: torchmetrics would wait for other ranks, which have given their features already.
+"""
 
 import warnings
 from dataclasses import dataclass
@@ -122,7 +125,9 @@ def frechet_distance(real: Moments, generated: Moments) -> float:
     for moments in (real, generated):
         if moments.n < 2:
             raise ValueError(f"FID takes at least 2 images on each side, got {moments.n}")
-    metric = FrechetInceptionDistance(feature=_Precomputed(real.num_features)).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_Precomputed(real.num_features), sync_on_compute=False).set_dtype(
+        torch.float64
+    )
     metric.update(real.sum.new_empty((0, real.num_features)), real=True)  # sets the dtype of the result
     metric.real_features_num_samples = torch.tensor(real.n)
     metric.real_features_sum, metric.real_features_cov_sum = real.sum, real.outer
@@ -155,7 +160,7 @@ class ReferenceDistance:
         with warnings.catch_warnings():  # it warns that it keeps all features, which are kept here anyway
             warnings.simplefilter("ignore", UserWarning)
             kid = KernelInceptionDistance(
-                feature=_Precomputed(features.shape[1]), subsets=subsets, subset_size=subset_size
+                feature=_Precomputed(features.shape[1]), subsets=subsets, subset_size=subset_size, sync_on_compute=False
             )
         kid.update(self._reference.double(), real=True)
         kid.update(features.double(), real=False)
