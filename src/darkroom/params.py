@@ -287,6 +287,10 @@ class Params(Group):
         if self.sample.num_images < self.data.num_classes:
             allowed = f"expected at least one image per class, data.num_classes = {self.data.num_classes}"
             raise _refuse("sample.num_images", self.sample.num_images, allowed)
+        least = max(10, self.evaluate.neighbours + 1)
+        if self.sample.num_images < least:
+            allowed = f"expected at least {least}, which FID's extrapolation and evaluate.neighbours take"
+            raise _refuse("sample.num_images", self.sample.num_images, allowed)
         if self.evaluate.kid_subset_size >= self.sample.num_images:
             allowed = f"expected less than sample.num_images = {self.sample.num_images}"
             raise _refuse("evaluate.kid_subset_size", self.evaluate.kid_subset_size, allowed)

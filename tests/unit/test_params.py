@@ -86,6 +86,11 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
             "sample.steps = 20: expected at most train.schedule.num_timesteps",
         ),
         ("num_images: 1797", "num_images: 9", "sample.num_images = 9: expected at least one image per class"),
+        (
+            "neighbours: 3",
+            "neighbours: 1797",
+            "sample.num_images = 1797: expected at least 1798, which FID's extrapolation",
+        ),
         ("kid_subset_size: .*", "kid_subset_size: 5000", "expected less than sample.num_images = 1797"),
         (r"seeds: \[0, 1, 2, 3, 4\]", "seeds: [0, 1, 0]", "sample.seeds = [0, 1, 0]: expected different seeds"),
         (r"seeds: \[0, 1, 2, 3, 4\]", "seeds: []", "sample.seeds = []: expected at least 1"),
