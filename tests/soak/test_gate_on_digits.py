@@ -45,9 +45,20 @@ def score(project: Workspace, models: Path, **sample: int) -> ScoreRecord:
 def test_the_average_at_half_the_training_never_replaces_that_of_all(project: Workspace, tmp_path: Path) -> None:
     champion = ScoreRecord.read(project.metrics_file)
     policy = load_params(project.params_file).registry.gate
-    command = [sys.executable, "-m", "darkroom", "ema", "--width", "0.05", "--step", "500", "--output", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "darkroom",
+        "ema",
+        "--width",
+        "0.05",
+        "--step",
+        "500",
+        "--output",
+        str(tmp_path / "half"),
+    ]
     subprocess.run(command, cwd=project.root, env=environment(project.root), check=True)
-    verdict = decide(policy, score(project, tmp_path), champion, SOUND)
+    verdict = decide(policy, score(project, tmp_path / "half"), champion, SOUND)
     print(verdict.reasons)
     assert (verdict.passed, verdict.relation) == (False, "worse")
     assert any("champion's FID + margin" in reason for reason in verdict.reasons)
