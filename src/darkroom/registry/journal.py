@@ -118,7 +118,7 @@ def begin(client: "MlflowClient", workspace: Workspace, name: str, plan: Plan, f
     experiment_id = ensure_experiment(client, workspace, experiment(name))
     last = _runs(client, name, deleted=True)[-1:]
     follows = last[0].info.run_id if last else _FIRST
-    tags = {"who": _who(), "host": socket.gethostname(), "follows": follows} | _plan_tags(plan)
+    tags = {"who": user_name(), "host": socket.gethostname(), "follows": follows} | _plan_tags(plan)
     run = client.create_run(
         experiment_id,
         start_time=max([_now(), *(run.info.start_time + 1 for run in last)]),
@@ -285,7 +285,7 @@ def _seal(run: "Run") -> str:
     return digest_json({"run": run.info.run_id, "start": run.info.start_time, "tags": tags, "figures": figures})
 
 
-def _who() -> str:
+def user_name() -> str:
     """The user's name, or the number where a container has no name for it."""
     try:
         return getpass.getuser()

@@ -1,9 +1,7 @@
 """Versions of the registered model: named by their weights, tagged with where they come from and how they scored."""
 
-import getpass
 import json
 import logging
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +10,7 @@ from darkroom.errors import InputError
 from darkroom.evaluation.protocol import ScoreRecord
 from darkroom.params import DrawParams, Params
 from darkroom.registry.aliases import CHALLENGER, CHAMPION, NOT_THERE, version_at
+from darkroom.registry.journal import user_name
 from darkroom.registry.lineage import lineage_tags, score_figures, sync_outputs
 from darkroom.registry.lock import registry
 from darkroom.registry.outputs import Outputs, read_outputs
@@ -83,7 +82,7 @@ def _create(
     tags = lineage_tags(workspace, params, outputs)
     info, card = log_model(run_id, workspace, params, outputs, tags)
     tags |= {key: f"{value:.6g}" for key, value in score_figures(outputs.record).items()}
-    tags |= {"darkroom.model_id": info.model_id, REGISTERED_BY_TAG: _user()}
+    tags |= {"darkroom.model_id": info.model_id, REGISTERED_BY_TAG: user_name()}
     tags[PROJECT_TAG] = log_snapshot(client, run_id, project)
     tags[score_tag(outputs.record.protocol_digest)] = _to_tag(outputs.record)
     tags |= {_DEFAULT_PREFIX + key: str(value) for key, value in _defaults(outputs.record).items()}
@@ -148,14 +147,6 @@ def run_is_lost(client: "MlflowClient", run_id: str) -> bool:
         if error.error_code in NOT_THERE:
             return True
         raise
-
-
-def _user() -> str:
-    """The user's name, or the number where a container has no name for it."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
