@@ -50,13 +50,23 @@ Path(os.environ["PREFECT_HOME"]).mkdir()
 _REPORTS = pytest.StashKey[dict[str, list[str]]]()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _path_of_imports() -> list[str]:
+    return sys.path.copy()
+
+
 @pytest.fixture(autouse=True)
-def _commands_leave_the_log_as_it_was() -> Iterator[None]:
-    """A command that is run in this process turns the project's messages on, as in a process of its own."""
+def _a_test_leaves_the_process_as_it_was(_path_of_imports: list[str]) -> Iterator[None]:
+    """What a command, or a model loaded in this process, would otherwise leave to the tests after it."""
     logger = logging.getLogger("darkroom")
     level = logger.level
     yield
     logger.setLevel(level)
+    # MLflow puts a loaded model's own code first, and a process that is spawned later would import that.
+    sys.path[:] = _path_of_imports
+    # It also keeps an S3 client for an hour, whatever endpoint the environment names by then.
+    if (s3 := sys.modules.get("mlflow.store.artifact.s3_artifact_repo")) is not None:
+        s3._cached_get_s3_client.cache_clear()
 
 
 def pytest_configure(config: pytest.Config) -> None:

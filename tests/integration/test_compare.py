@@ -71,6 +71,7 @@ def test_without_a_common_protocol_the_fields_that_differ_are_named(
     register(workspace)
     register_second(workspace, fid=0.4, steps=4, num_images=30)
     monkeypatch.chdir(workspace.root)
+    capsys.readouterr()  # what MLflow said while the models were registered
     with pytest.raises(SystemExit) as done:
         main(["compare", SECOND, FIRST])
     assert done.value.code == 2
