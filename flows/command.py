@@ -15,7 +15,8 @@ from prefect.client.schemas.objects import State
 
 from darkroom.errors import InputError
 from darkroom.workspace import Workspace
-from flows.dvc_stage import leash, stage_order
+from flows.dvc_stage import stage_order
+from flows.processes import leash
 
 _EXIT_CODES = {"BadInput": 2, "Interrupted": 75}
 

@@ -1,44 +1,32 @@
-"""The one place that runs DVC: one stage per Prefect task, in a process group that never outlives the run.
+"""The one place that runs DVC: one stage per Prefect task, in processes that never outlive the run.
 
 DVC alone decides whether a stage has work to do, so tasks are never cached by Prefect. The first half of this file
 knows nothing of Prefect; `stage` at its end is the task.
 """
 
 import contextlib
-import os
 import re
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-import psutil
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from darkroom.errors import InputError, Interrupted, StageFailed
-
-GRACE = 25.0  # seconds between SIGTERM and SIGKILL, in which a trainer saves; Prefect's worker kills the flow after 30
+from flows.processes import GRACE, run
 
 _EXITED = re.compile(r"failed to run: .*exited with (-?\d+)$")
 _BUSY = "is busy, it is being blocked by"
 _BUSY_WAIT = 2.0  # seconds
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-# Waits for a word from the flow. If the pipe closes without it, the flow was killed: then it ends the target itself.
-_LEASH = """read -r _ && exit 0
-kill -TERM "$1" 2>/dev/null || exit 0
-for _ in $(seq "$2"); do sleep 1; kill -0 "$1" 2>/dev/null || exit 0; done
-kill -KILL "$1" 2>/dev/null"""
 
 
 @dataclass(frozen=True)
@@ -95,31 +83,11 @@ def run_stage(
 
 
 def _repro(root: Path, stage: str, force: bool, log: Callable[[str], None], grace: float) -> tuple[int, list[str]]:
-    """The exit code and the output of one `dvc repro`, in a process group of its own that is gone afterwards."""
+    """The exit code and the output of one `dvc repro`."""
     # -P: a file of the project must not stand in for a module of the same name that DVC imports.
     command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    process = subprocess.Popen(
-        [*command, "--force"] if force else command,
-        cwd=root,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    lines: list[str] = []
-    # A thread reads on while the stage is being ended: a full pipe would block the trainer that is saving.
-    reader = threading.Thread(target=_read, args=(process, lines, log), daemon=True)
-    with leash(f"-{process.pid}", grace):
-        try:
-            reader.start()
-            while process.poll() is None:
-                reader.join(0.1)
-        finally:
-            end_group(process.pid, grace)
-            process.wait()
-            reader.join(5)
-    return process.returncode, lines
+    ended = run([*command, "--force"] if force else command, root, log=log, grace=grace)
+    return ended.code, ended.lines
 
 
 def classify(stage: str, lines: list[str]) -> Literal["Ran", "Cached", "Restored"]:
@@ -153,71 +121,6 @@ def failure(stage: str, exit_code: int, lines: list[str]) -> Exception:
         return StageFailed(said[-1])
     what = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return StageFailed(f"stage {stage} failed ({what}): {last}")
-
-
-def end_group(group: int, grace: float = GRACE) -> None:
-    """End every process of a process group and return when none is left: SIGTERM, then SIGKILL after `grace` seconds.
-
-    DVC dies first while the trainer still saves, so the group counts, not its leader. A second interruption during
-    the wait kills at once.
-    """
-    if not _alive(group):
-        return
-    try:
-        _signal(group, signal.SIGTERM)
-        deadline = time.monotonic() + grace
-        while _alive(group) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    finally:
-        while _alive(group):
-            _signal(group, signal.SIGKILL)
-            time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def leash(target: str, grace: float = GRACE) -> Iterator[None]:
-    """Let `target` (a process id, or a process group's with a minus sign) die with this process, even after kill -9."""
-    watcher = subprocess.Popen(
-        ["/bin/sh", "-c", _LEASH, "leash", target, str(int(grace))],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        yield
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            watcher.communicate(b"done\n")
-
-
-def _environment() -> dict[str, str]:
-    """`python` in a stage's command comes from PATH: it has to be this interpreter's."""
-    here = str(Path(sys.executable).parent)
-    path = os.environ.get("PATH", os.defpath)
-    return os.environ | {"PATH": f"{here}{os.pathsep}{path}", "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
-
-
-def _read(process: "subprocess.Popen[bytes]", lines: list[str], log: Callable[[str], None]) -> None:
-    """Pass on whole lines; of a progress bar, which rewrites its line with carriage returns, only the last state."""
-    assert process.stdout is not None
-    for raw in process.stdout:
-        line = _ANSI.sub("", raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]).rstrip()
-        lines.append(line)
-        if line:
-            log(line)
-
-
-def _alive(group: int) -> bool:
-    """Whether a process of the group still runs; one that is dead and only waits for its parent does not count."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-    return False
-
-
-def _signal(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{name}", persist_result=False)
