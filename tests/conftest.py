@@ -1,5 +1,6 @@
 """What every test needs: an environment that is quiet, offline and its own, and one Prefect server for the session."""
 
+import importlib.util
 import logging
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,8 +72,27 @@ def _a_test_leaves_the_process_as_it_was(_path_of_imports: list[str]) -> Iterato
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if importlib.util.find_spec("hypothesis"):  # a GPU host may be without
+        from hypothesis import settings
+
+        settings.register_profile("darkroom", deadline=None)  # machines are shared: a time says nothing about the code
+        settings.load_profile("darkroom")
     config.stash[TABLE] = OracleTable()
     config.stash[_REPORTS] = {}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With several processes each sends what it has to the one that prints."""
+    if (sent := getattr(session.config, "workeroutput", None)) is not None:
+        sent["oracles"] = session.config.stash[TABLE].rows()
+        sent["reports"] = session.config.stash[_REPORTS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    sent = getattr(node, "workeroutput", {})  # nothing from a process that was killed
+    node.config.stash[TABLE].add(sent.get("oracles", []))
+    node.config.stash[_REPORTS].update(sent.get("reports", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

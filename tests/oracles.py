@@ -4,7 +4,7 @@ A test takes the fixture `oracle` and calls it with (ours, reference, measured, 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -18,10 +18,19 @@ class OracleTable:
     def __call__(self, ours: str, reference: str, measured: float, tolerance: float) -> None:
         """Record the row, then fail unless measured <= tolerance; NaN fails."""
         measured, tolerance = float(measured), float(tolerance)
-        known = self._rows.get((ours, reference))
-        if known is None or _room(measured, tolerance) < _room(*known):
-            self._rows[ours, reference] = (measured, tolerance)
+        self.add([(ours, reference, measured, tolerance)])
         assert measured <= tolerance, f"{ours} differs from {reference} by {measured:.3g}, allowed is {tolerance:.3g}"
+
+    def add(self, rows: Iterable[tuple[str, str, float, float]]) -> None:
+        """Take in comparisons, those of another process of the same run too."""
+        for ours, reference, measured, tolerance in rows:
+            known = self._rows.get((ours, reference))
+            if known is None or _room(measured, tolerance) < _room(*known):
+                self._rows[ours, reference] = (measured, tolerance)
+
+    def rows(self) -> list[tuple[str, str, float, float]]:
+        """What `add` takes."""
+        return [(*names, *figures) for names, figures in self._rows.items()]
 
     def lines(self) -> Iterator[str]:
         """The table as text, a header first; nothing when nothing was compared."""

@@ -106,6 +106,24 @@ def first(count: int, fault: Fault, method: str = "GET", name: str = "") -> Call
     return decide
 
 
+def first_of_each(count: int, fault: Fault, name: str) -> Callable[[Request], Fault | None]:
+    """The fault for the first request for each of `count` objects whose key ends with `name`: none gets it twice."""
+    seen: set[str] = set()
+    lock = threading.Lock()
+
+    def decide(request: Request) -> Fault | None:
+        path = urlsplit(request.path).path
+        if request.method != "GET" or not path.endswith(name):
+            return None
+        with lock:
+            if path in seen or len(seen) == count:
+                return None
+            seen.add(path)
+            return fault
+
+    return decide
+
+
 @contextmanager
 def faulty(target: str) -> Iterator[Proxy]:
     """A proxy in front of the server at `target`."""

@@ -15,7 +15,7 @@ from mypy_boto3_s3 import S3Client
 
 from darkroom.data.s3 import fetching
 from darkroom.errors import InputError
-from tests.s3 import Fault, Proxy, Request, empty_bucket, faulty, first, server, without_pauses
+from tests.s3 import Fault, Proxy, Request, empty_bucket, faulty, first, first_of_each, server, without_pauses
 
 BUCKET = "darkroom-faults"
 URI = f"s3://{BUCKET}/set"
@@ -76,7 +76,7 @@ def refusal(raw: Path, uri: str = URI) -> str:
     ids=repr,
 )
 def test_faults_that_pass_are_survived(proxy: Proxy, tmp_path: Path, fault: Fault) -> None:
-    proxy.fault = first(4, fault, name=".png")
+    proxy.fault = first_of_each(4, fault, name=".png")  # an object that is damaged twice is refused
     assert files(fetching.fetch(URI, tmp_path)) == CONTENT
     assert len(proxy.gets(".png")) == len(CONTENT) + 4
 
