@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# docker build --target train -t darkroom-train .    runs the flow; mount the project's data and state
+# docker build --target train -t darkroom-train .    runs flows, a worker, the servers of compose.yaml
 # docker build --target serve -t darkroom-serve .    serves $MODEL_URI from $MLFLOW_TRACKING_URI
 # For a machine with GPUs pass --build-arg BASE=… with an image that has the CUDA libraries and Python 3.11 or 3.12.
 ARG BASE=python:3.12-slim-bookworm
@@ -33,7 +33,18 @@ ENV PATH=/opt/venv/bin:$PATH \
     MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
     OMP_WAIT_POLICY=PASSIVE
 WORKDIR /app
-ENTRYPOINT ["tini", "-g", "--"]
+
+# Variables from a file that is mounted, a KEY=VALUE on each line: unlike a container's own they are not there to be listed.
+COPY --chmod=755 <<"EOF" /usr/local/bin/with-secrets
+#!/bin/sh
+if [ -r /run/secrets/darkroom.env ]; then
+    while IFS= read -r line || [ -n "$line" ]; do
+        case "$line" in \#*) ;; *=*) export "$line" ;; esac
+    done < /run/secrets/darkroom.env
+fi
+exec "$@"
+EOF
+ENTRYPOINT ["tini", "-g", "--", "with-secrets"]
 
 # The checkout's history comes with it, so that runs carry their commit and `dvc exp` works.
 FROM base AS train
@@ -41,6 +52,7 @@ COPY --from=builder /opt/venv /opt/venv
 COPY --chown=darkroom:darkroom . .
 RUN install --directory --owner darkroom /opt/venv/share/darkroom
 USER darkroom
+ENV DARKROOM_PROJECT=/app
 # The volumes' directories have to exist as the user's, or they would be root's.
 RUN mkdir -p .darkroom .dvc/cache reports && python -m flows.offline_plots
 # Outputs, DVC's cache and the local registry; mount a volume over each that has to outlive the container.

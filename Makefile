@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test soak lint bench ui serve lock setup clean
+.PHONY: help run test soak lint bench ui serve stack deploy lock setup clean
 
 # The caller's own environments must not leak in; tools neither phone home nor look for updates.
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
@@ -41,9 +41,9 @@ run: setup  ## reproduce the pipeline, register the model, promote it if the gat
 	@$(RUN) python -m flows.retrain $(ARGS)
 
 test: lint  ## all checks: lint, types, tests (ARGS="-k digest" picks some)
-	@$(RUN) python -m pytest $(ARGS)
+	@$(RUN) python -m pytest -n auto --dist loadfile $(ARGS)
 
-soak: setup  ## what takes too long for every change: the gate on twenty noisy copies, an environment from scratch
+soak: setup  ## what takes too long for every change: the gate on twenty noisy copies, ten runs with kills at random
 	@$(RUN) python -m pytest -m soak -s $(ARGS)
 
 lint: setup  ## ruff and mypy; repair what can be repaired with: ruff check --fix . && ruff format .
@@ -68,6 +68,12 @@ serve: setup  ## answer requests with the champion: http://127.0.0.1:5001/invoca
 	@MLFLOW_TRACKING_URI=$$($(RUN) python -m flows.champion tracking-uri); export MLFLOW_TRACKING_URI; \
 	model=$$($(RUN) python -m flows.champion model-uri); \
 	$(RUN) exec mlflow models serve --model-uri "$$model" --env-manager local --port $(PORT) --timeout 600 $(ARGS)
+
+stack: setup  ## PostgreSQL, MLflow, Prefect, a test S3 and a worker on this machine, until Ctrl-C
+	@$(RUN) exec python -m flows.stack $(ARGS)
+
+deploy: setup  ## set up the Prefect server at PREFECT_API_URL: pool, limit, automations, deployments
+	@$(RUN) exec python -m flows.deploy $(ARGS)
 
 lock: setup  ## resolve pyproject.toml into requirements.lock (ARGS=--upgrade takes newer versions)
 	@cp requirements.lock .venv/resolved.txt

@@ -4,6 +4,7 @@ Nothing has to be set up: without PREFECT_API_URL a run starts its own server an
 local state. All values are defaults, so whoever sets one of the variables is respected.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -31,3 +32,13 @@ _DEFAULTS = {
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+
+
+def _without_empty_traceback(record: logging.LogRecord) -> bool:
+    """Prefect logs a failed state that a task returned with a traceback, of which there is none."""
+    if record.exc_info == (None, None, None):
+        record.exc_info = None
+    return True
+
+
+logging.getLogger("prefect.task_runs").addFilter(_without_empty_traceback)

@@ -22,14 +22,24 @@ _EXIT_CODES = {"BadInput": 2, "Interrupted": 75}
 
 
 def command(module: str, description: str, flow: Callable[[Workspace, bool], State[Any]], arguments: list[str]) -> int:
-    """Parse the command line and run `flow(workspace, force)`; print what went wrong last and return the exit code.
+    """Parse a command line that knows --force alone, and run `flow(workspace, force)`."""
+    force = parser(module, description).parse_args(arguments).force
+    return run_flow(lambda workspace: flow(workspace, force))
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """The parser of `python -m module`, for further arguments to be added."""
+    made = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    made.add_argument("--force", action="store_true", help="run every stage, also those that are up to date")
+    return made
+
+
+def run_flow(flow: Callable[[Workspace], State[Any]]) -> int:
+    """Run `flow(workspace)` for the project here; print what went wrong last and return the exit code.
 
     0 done; 1 failed; 2 bad input or parameters, found before a server starts where possible; 75 interrupted, and the
     same command carries on.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--force", action="store_true", help="run every stage, also those that are up to date")
-    force = parser.parse_args(arguments).force
     # Prefect logs a failed state with a traceback even where there is none.
     logging.getLogger("prefect.task_runs").addFilter(_without_empty_traceback)
     # Ended by SIGTERM like by Ctrl-C: stages are stopped, the server too.
@@ -39,7 +49,7 @@ def command(module: str, description: str, flow: Callable[[Workspace, bool], Sta
         workspace.params()
         stage_order(workspace.root)
         with server():
-            state = flow(workspace, force)
+            state = flow(workspace)
     except InputError as error:
         return _say_last(str(error), 2)
     except KeyboardInterrupt:

@@ -5,28 +5,32 @@ knows nothing of Prefect; `stage` at its end is the task.
 """
 
 import contextlib
-import re
-import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
-from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from prefect import get_run_logger, task
+import yaml
+from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
 
-from darkroom.errors import InputError, Interrupted, StageFailed
-from flows.processes import GRACE, run
+from darkroom.errors import InputError, StageFailed
+from flows import dvc_locks
+from flows.artifacts import StageProgress, human_size
+from flows.failures import EXPECTED, failed
+from flows.processes import GRACE, Ended, run
+from flows.stage_output import StageLog, classify, dvc_message, failure
 
-_EXITED = re.compile(r"failed to run: .*exited with (-?\d+)$")
-_BUSY = "is busy, it is being blocked by"
-_BUSY_WAIT = 2.0  # seconds
+RETRY_DELAYS = (10, 60)  # seconds before a stage is tried again; a training carries on from its checkpoint
+LOCK_LIMIT = 6 * 3600.0  # seconds that a stage waits for another process that holds DVC's locks
+_LOCK_EVERY = 1.0  # seconds between two looks at a lock that another process holds
+_SAY_EVERY = 60.0  # seconds between two lines about waiting
+# -P: a file of the project must not stand in for a module of the same name that DVC imports.
+_DVC = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
 
 
 @dataclass(frozen=True)
@@ -36,25 +40,37 @@ class Outcome:
     stage: str
     name: Literal["Ran", "Cached", "Restored"]
     seconds: float
+    files: int = 0  # that it has as outputs
+    size: int = 0  # of these, in bytes
 
 
 def stage_order(root: Path) -> list[str]:
-    """The stages of the DVC project at `root`, each after those it depends on; ties as in `dvc.yaml`.
+    """The stages of the DVC project at `root` in the order in which `dvc repro` takes them.
 
     Raises InputError when DVC cannot read the project.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc.repo.reproduce import get_active_graph, plan_repro
 
     try:
         with contextlib.closing(Repo(str(root))) as repo:
-            graph = repo.index.graph
-            sorter = TopologicalSorter({stage: graph.successors(stage) for stage in repo.index.stages})
-            order = [stage for stage in sorter.static_order() if stage.cmd]
+            order = [stage for stage in plan_repro(get_active_graph(repo.index.graph)) if stage.cmd]
     except DvcException as error:
         raise InputError(f"{root}: DVC cannot read the pipeline: {' '.join(str(error).split())}") from error
     # `stage.addressing` depends on the working directory; this is the name as seen from the root.
     return [s.name if s.path_in_repo == "dvc.yaml" else f"{s.path_in_repo}:{s.name}" for s in order]
+
+
+def dvc(root: Path, *arguments: str, log: Callable[[str], None] = print, grace: float = GRACE) -> list[str]:
+    """Run any DVC command in the project at `root`, waiting for its lock, and return the lines that it printed.
+
+    Raises StageFailed with DVC's last message.
+    """
+    ended = _run(root, arguments, _Patience(root, log), grace)
+    if ended.code != 0:
+        raise StageFailed(f"dvc {arguments[0]} ended with {ended.code}: {dvc_message(ended.lines)}")
+    return ended.lines
 
 
 def run_stage(
@@ -68,75 +84,111 @@ def run_stage(
     """Reproduce one stage with DVC, passing each line of its output to `log`.
 
     Whatever ends this call, an exception raised in the middle of it included, no process of the stage is left.
-    Raises InputError (the stage found its input or parameters bad), Interrupted (it saved its state and stopped) or
-    StageFailed (anything else, with its last line; all lines have gone to `log`).
+    If another process works on the same files, it is waited for. Raises InputError (the stage found its input or
+    parameters bad), Interrupted (it saved its state and stopped) or StageFailed (anything else, with its last line;
+    all lines have gone to `log`).
     """
     began = time.monotonic()
-    exit_code, lines = _repro(root, stage, force, log, grace)
-    while exit_code != 0 and any(_BUSY in line for line in lines):
-        # --wait-for-lock waits for the repository; that another process runs this very stage is an error to DVC.
-        time.sleep(_BUSY_WAIT)
-        exit_code, lines = _repro(root, stage, force, log, grace)
-    if exit_code != 0:
-        raise failure(stage, exit_code, lines)
-    return Outcome(stage, classify(stage, lines), time.monotonic() - began)
+    patience = _Patience(root, log)
+    command = ["repro", "--single-item", stage, *(["--force"] if force else [])]
+    while (ended := _run(root, command, patience, grace)).code != 0:
+        if holders := dvc_locks.blockers(ended.lines):
+            patience.wait_for(holders)
+        elif dvc_locks.guard_was_busy(ended.lines):
+            patience.wait_for([])
+        elif dvc_locks.rwlock_is_unreadable(ended.lines) and dvc_locks.clear_unreadable(root):
+            log("WARNING: removed .dvc/tmp/rwlock, which a process had left half-written")
+        else:
+            raise failure(stage, ended.code, ended.lines)
+    outcome = classify(stage, ended.lines)
+    return Outcome(stage, outcome, time.monotonic() - began, *outputs(root, stage))
 
 
-def _repro(root: Path, stage: str, force: bool, log: Callable[[str], None], grace: float) -> tuple[int, list[str]]:
-    """The exit code and the output of one `dvc repro`."""
-    # -P: a file of the project must not stand in for a module of the same name that DVC imports.
-    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    ended = run([*command, "--force"] if force else command, root, log=log, grace=grace)
-    return ended.code, ended.lines
+def outputs(root: Path, stage: str) -> tuple[int, int]:
+    """Number and total size in bytes of a stage's output files, as `dvc.lock` has them."""
+    file, _, name = stage.rpartition(":")
+    lock = (root / file).parent / "dvc.lock" if file else root / "dvc.lock"
+    try:
+        content = yaml.safe_load(lock.read_bytes())
+    except FileNotFoundError:  # no stage of this file has outputs
+        return 0, 0
+    entries = content["stages"].get(name, {}).get("outs", [])
+    return sum(entry.get("nfiles", 1) for entry in entries), sum(entry.get("size", 0) for entry in entries)
 
 
-def classify(stage: str, lines: list[str]) -> Literal["Ran", "Cached", "Restored"]:
-    """The outcome of a successful `dvc repro`; DVC's first word counts, later lines may be the stage's own."""
-    for line in lines:
-        if line == f"Running stage '{stage}':":
-            return "Ran"
-        if line == f"Stage '{stage}' is cached - skipping run, checking out outputs":
-            return "Restored"
-        if line == f"Stage '{stage}' didn't change, skipping":
-            return "Cached"
-    raise StageFailed(f"stage {stage}: DVC ended without saying what it did: {lines[-1] if lines else 'nothing'}")
+class _Patience:
+    """Waits for DVC's locks, says for whom, and ends the waiting after `LOCK_LIMIT` with StageFailed."""
+
+    def __init__(self, root: Path, log: Callable[[str], None]) -> None:
+        self._root, self._log = root, log
+        self._began = self._said = time.monotonic()
+        self._heard = False  # that DVC has said something: then it has the repository's lock
+
+    def hear(self, line: str) -> None:
+        """Pass on a line of DVC."""
+        self._heard = True
+        self._log(line)
+
+    def watch(self, dvc: int) -> None:
+        """Look whether DVC, the process with this id, waits for the repository's lock: it does so silently."""
+        if not self._heard and time.monotonic() - self._said >= _SAY_EVERY:
+            holder = dvc_locks.repository_holder(self._root)
+            if holder not in (None, dvc):
+                self._waiting(f"process {holder}")
+
+    def wait_for(self, holders: list[dvc_locks.Holder]) -> None:
+        """Return when none of them holds a lock any more."""
+        self._said = float("-inf")
+        while True:
+            time.sleep(_LOCK_EVERY)
+            holders = [holder for holder in holders if dvc_locks.holds(self._root, holder)]
+            self._waiting(", ".join(map(str, holders)) or "another process")
+            if not holders:
+                break
+        self._heard, self._said = False, time.monotonic()
+
+    def _waiting(self, holder: str) -> None:
+        now = time.monotonic()
+        if now - self._said >= _SAY_EVERY:
+            self._said = now
+            self._log(f"Waiting for {holder}, which works on the same files")
+        if now - self._began > LOCK_LIMIT:
+            raise StageFailed(f"waited {LOCK_LIMIT / 3600:g} h for {holder}, which holds DVC's lock of {self._root}")
 
 
-def failure(stage: str, exit_code: int, lines: list[str]) -> Exception:
-    """The exception for a failed `dvc repro`; the stage's own exit code is inside DVC's last message."""
-    code = next((int(match[1]) for line in reversed(lines) if (match := _EXITED.search(line))), None)
-    if code is not None and code > 128:
-        code = 128 - code  # how a shell reports that a signal ended its command
-    own = [line for line in lines if line and not line.startswith("ERROR: ")]
-    said = list(takewhile(lambda line: line.startswith(f"{stage}: "), reversed(own)))[::-1]  # what it said at the end
-    last = own[-1] if own else "no output"
-    if code == 2:
-        return InputError("\n".join(said) or f"{stage}: {last}")
-    if code in (75, -signal.SIGTERM, -signal.SIGINT):
-        return Interrupted(said[-1] if said else f"{stage}: interrupted")
-    if code is None:  # DVC itself failed; its message, if there is one, comes last
-        last = next((line.removeprefix("ERROR: ") for line in reversed(lines) if line), last)
-        return StageFailed(f"stage {stage}: DVC ended with {exit_code}: {last}")
-    if said and code == 1:
-        return StageFailed(said[-1])
-    what = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return StageFailed(f"stage {stage} failed ({what}): {last}")
+def _run(root: Path, arguments: Sequence[str], patience: _Patience, grace: float) -> Ended:
+    return run([*_DVC, *arguments], root, log=patience.hear, watch=patience.watch, grace=grace)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="{name}", persist_result=False)
+def _can_be_retried(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Bad input stays bad. A stage that was interrupted from elsewhere carries on; if this flow is, nothing returns."""
+    return state.name != "BadInput"
+
+
+@task(
+    cache_policy=NO_CACHE,
+    task_run_name="{name}",
+    persist_result=False,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=list(RETRY_DELAYS),
+    retry_condition_fn=_can_be_retried,
+)
 def stage(root: Path, name: str, force: bool = False) -> "State[Outcome]":
     """Reproduce the DVC stage `name`; the state is called Ran, Cached or Restored, or BadInput, Interrupted or Failed.
 
     Expected errors become states, not exceptions: their message is the last thing to read, not a traceback. Called
     directly, not submitted, it stays on the main thread, where an interruption reaches it.
     """
-    logger = get_run_logger()
-    try:
-        outcome = run_stage(root, name, force=force, log=logger.info)
-    except InputError as error:
-        return Failed(name="BadInput", message=str(error), data=error)
-    except Interrupted as error:
-        return Failed(name="Interrupted", message=str(error), data=error)
-    except StageFailed as error:
-        return Failed(message=str(error), data=error)
-    return Completed(name=outcome.name, message=f"{outcome.seconds:.1f} s", data=outcome)
+    with StageProgress(root, name) as shown:
+        output = StageLog(get_run_logger().log, shown.advance)
+        try:
+            outcome = run_stage(root, name, force=force, log=output.line)
+        except EXPECTED as error:
+            return failed(error)
+        finally:
+            output.close()
+        if outcome.name == "Ran":
+            shown.ran()
+    files = f"{outcome.files} file{'' if outcome.files == 1 else 's'}"
+    message = f"{outcome.seconds:.1f} s, {files}, {human_size(outcome.size)}"
+    return Completed(name=outcome.name, message=message, data=outcome)

@@ -17,6 +17,9 @@ import psutil
 
 GRACE = 25.0  # seconds between SIGTERM and SIGKILL, in which a trainer saves; Prefect's worker kills the flow after 30
 
+_PARENT_EVERY = 1.0  # seconds between two looks
+_following = False
+
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 # Waits for a word from the flow. If the pipe closes without it, the flow was killed: then it ends the target itself.
@@ -42,13 +45,16 @@ def run(
     log: Callable[[str], None] = print,
     apart: bool = False,
     grace: float = GRACE,
+    watch: Callable[[int], None] = lambda pid: None,
 ) -> Ended:
     """Run a command in the project at `root`, in a process group of its own that is gone when this returns or raises.
 
     Each line goes to `log` as it comes. With `apart` that is true of standard error alone, and standard output is
-    returned: for commands that print JSON.
+    returned: for commands that print JSON. `watch` is called with the process id several times a second; what it raises
+    ends the command, and so does what `log` raises.
     """
     lines: list[str] = []
+    errors: list[Exception] = []
     with contextlib.ExitStack() as stack:
         answer = stack.enter_context(tempfile.TemporaryFile()) if apart else None
         process = subprocess.Popen(
@@ -61,16 +67,19 @@ def run(
             start_new_session=True,
         )
         # A thread reads on while the group is being ended: a full pipe would block the trainer that is saving.
-        reader = threading.Thread(target=_read, args=(process, lines, log), daemon=True)
+        reader = threading.Thread(target=_read, args=(process, lines, log, errors), daemon=True)
         with leash(f"-{process.pid}", grace):
             try:
                 reader.start()
-                while process.poll() is None:
+                while process.poll() is None and not errors:
                     reader.join(0.1)
+                    watch(process.pid)
             finally:
                 end_group(process.pid, grace)
                 process.wait()
                 reader.join(5)
+        if errors:
+            raise errors[0]
         if answer is None:
             return Ended(process.returncode, lines, "")
         answer.seek(0)
@@ -128,15 +137,41 @@ def leash(target: str, grace: float = GRACE) -> Iterator[None]:
             watcher.communicate(b"done\n")
 
 
-def _read(process: "subprocess.Popen[bytes]", lines: list[str], log: Callable[[str], None]) -> None:
-    """Pass on whole lines; of a progress bar, which rewrites its line with carriage returns, only the last state."""
+def follow_parent() -> None:
+    """End this process like SIGTERM does when the worker that started it is gone; without a worker, do nothing.
+
+    A worker that is killed leaves its flow's process behind: it would go on beside the run that is started anew.
+    """
+    global _following
+    if _following or "PREFECT__FLOW_RUN_ID" not in os.environ:
+        return
+    _following = True
+    threading.Thread(target=_end_after, args=(os.getppid(),), name="follow-parent", daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_EVERY)
+    os.kill(os.getpid(), signal.SIGTERM)  # Prefect turns it into an exception on the main thread
+
+
+def _read(
+    process: "subprocess.Popen[bytes]", lines: list[str], log: Callable[[str], None], errors: list[Exception]
+) -> None:
+    """Pass on whole lines; of a progress bar, which rewrites its line with carriage returns, only the last state.
+
+    Reads on after `log` has raised: a stage that is being ended must not block on a full pipe.
+    """
     stream = process.stdout or process.stderr
     assert stream is not None
     for raw in stream:
         line = _ANSI.sub("", raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]).rstrip()
         lines.append(line)
-        if line:
-            log(line)
+        if line and not errors:
+            try:
+                log(line)
+            except Exception as error:
+                errors.append(error)
 
 
 def _alive(group: int) -> bool:

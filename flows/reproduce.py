@@ -5,37 +5,50 @@ from pathlib import Path
 from typing import cast
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from darkroom.errors import InputError
 from darkroom.workspace import Workspace
+from flows.artifacts import human_size, sample_grid, stage_table
 from flows.command import command
 from flows.dvc_stage import Outcome, stage, stage_order
+from flows.failures import failed
+from flows.limits import gpu_slot
+from flows.processes import follow_parent
 
 
 @flow(name="reproduce", flow_run_name="reproduce", persist_result=False)
 def reproduce(root: Path, force: bool = False) -> "State[list[Outcome]]":
     """Every stage of the DVC project at `root`, in DVC's order, each as a task; with `force` also what is up to date.
 
-    The first stage that fails ends the flow with that stage's state: BadInput, Interrupted or Failed.
+    Holds a GPU slot meanwhile. The first stage that fails ends the flow with that stage's state: BadInput, Interrupted
+    or Failed.
     """
+    follow_parent()
+    try:
+        with gpu_slot():
+            outcomes, ended = _stages(root, force)
+    except InputError as error:
+        return failed(error)
+    if ended is not None:
+        name, state = ended
+        stage_table(outcomes, failed=(name, state.name or ""))
+        return Failed(name=state.name, message=state.message)
+    stage_table(outcomes)
+    sample_grid(root)
+    return Completed(message=summary(outcomes), data=outcomes)
+
+
+def _stages(root: Path, force: bool) -> tuple[list[Outcome], "tuple[str, State[Outcome]] | None"]:
+    """The outcomes of the stages that completed; name and state of the one that did not."""
     outcomes: list[Outcome] = []
-    failed: State[Outcome] | None = None
     for name in stage_order(root):
         state = cast("State[Outcome]", stage(root, name, force, return_state=True))
         if not state.is_completed():
-            failed = state
-            break
+            return outcomes, (name, state)
         outcomes.append(state.result())
-    create_table_artifact(
-        key="stages",
-        table=[{"stage": o.stage, "outcome": o.name, "seconds": round(o.seconds, 1)} for o in outcomes],
-        description="How each stage ended: Ran, Cached (up to date) or Restored (taken from DVC's cache)",
-    )
-    if failed is not None:
-        return Failed(name=failed.name, message=failed.message)
-    return Completed(message=summary(outcomes), data=outcomes)
+    return outcomes, None
 
 
 def summary(outcomes: list[Outcome]) -> str:
@@ -46,7 +59,7 @@ def summary(outcomes: list[Outcome]) -> str:
 
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes as aligned text."""
-    return "\n".join(f"  {o.stage:<12} {o.name:<9} {o.seconds:7.1f} s" for o in outcomes)
+    return "\n".join(f"  {o.stage:<12} {o.name:<9} {o.seconds:7.1f} s  {human_size(o.size):>8}" for o in outcomes)
 
 
 def main(arguments: list[str]) -> int:

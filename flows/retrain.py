@@ -1,40 +1,152 @@
-"""From data to a champion as a Prefect flow: reproduce, register, gate, promote. `python -m flows.retrain [--force]`.
+"""From data to a champion as a Prefect flow: reproduce, register, gate, promote, record. `python -m flows.retrain`.
 
-Exit code 0: a champion serves, the new one or the one that was kept; 1: failed, or nothing serves.
+Without --ref it works in this checkout, with it in a workspace of its own, as deployed runs do. Exit code 0: a champion
+serves, the new one or the one that was kept; 1: failed, or nothing serves.
 """
 
+import argparse
+import contextlib
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, cast
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from darkroom.errors import InputError, StageFailed
+from darkroom.files import read_json
+from darkroom.params import parse_yaml
 from darkroom.workspace import Workspace
-from flows.champion import directions, find_champion, headline
-from flows.command import command
-from flows.dvc_stage import Outcome
-from flows.reproduce import reproduce, table
+from flows import raw_data, report
+from flows.artifacts import human_size
+from flows.champion import directions, headline
+from flows.command import parser, run_flow
+from flows.dvc_stage import Outcome, dvc
+from flows.failures import EXPECTED, failed
+from flows.git import short_commit
+from flows.notify import describe_run, ended_badly, notice, send
+from flows.preflight import default_remote, problems_of_machine, problems_of_project
+from flows.processes import follow_parent
+from flows.record import branch_of, is_changed, push_record
+from flows.release import Promotion, Registered, promote, register
+from flows.reproduce import reproduce
+from flows.settings import Settings
+from flows.workspaces import keep, workspace
 
-if TYPE_CHECKING:
-    from darkroom.registry.promotion import Promotion, Registered
+CLONE_DELAYS = (10, 60)  # seconds before a repository that cannot be read is tried again
+SYNC_DELAYS = (10, 60, 180)  # seconds before a bucket that does not answer is asked again
+PUSH_DELAYS = (10, 30, 90)  # seconds before a push to a remote is tried again
 
-T = TypeVar("T")
+
+def _name() -> str:
+    """The run's name: when it was due, of what, and the beginning of its id, so that no two are alike."""
+    ref, root = flow_run.parameters.get("ref"), flow_run.parameters.get("root")
+    commit = None
+    with contextlib.suppress(InputError):  # the run itself will say so
+        settings = Settings.from_environment()
+        place = settings.repository if ref is not None else str(root or settings.project)
+        commit = short_commit(place, ref or "HEAD")
+    due = f"{flow_run.scheduled_start_time.astimezone():%Y-%m-%dT%H%M}"
+    return "-".join(filter(None, ["retrain", due, commit, (flow_run.id or "")[:4]]))
 
 
-@flow(name="retrain", flow_run_name="retrain", persist_result=False)
-def retrain(root: Path, force: bool = False) -> "State[str]":
+@flow(
+    name="retrain",
+    flow_run_name=_name,
+    persist_result=False,
+    on_failure=[ended_badly],
+    on_crashed=[ended_badly],
+    on_cancellation=[ended_badly],
+)
+def retrain(
+    ref: str | None = None, params: dict[str, Any] | None = None, force: bool = False, root: Path | None = None
+) -> "State[str]":
     """Bring the pipeline up to date, register its model and let it serve if the gate agrees.
 
-    Ends as Promoted, Unchanged (this model serves already) or Kept (refused; the champion stays), all Completed, with a
-    report as the result; Failed as well if a refusal leaves nothing that serves.
+    With `ref`, a branch, tag or commit, in a workspace of its own, where `params` replace values of params.yaml by
+    dotted keys; else in place, in the project at `root`. `force` runs every stage. Ends as Promoted, Unchanged (this
+    model serves already) or Kept (refused; the champion stays), all Completed, with a report as the result; Failed as
+    well if a refusal leaves nothing that serves. BadInput names all that keeps the run from starting.
     """
-    workspace = Workspace(root)
+    follow_parent()
+    try:
+        settings = Settings.from_environment()
+        with contextlib.ExitStack() as stack:
+            place = _prepare(stack, settings, ref, params, root)
+            state = _make(settings, place, force)
+            if place.own and not state.is_completed():
+                keep(place.root, f"{state.name}: {state.message}")
+            return state
+    except EXPECTED as error:
+        return failed(error)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a run works; `own`: a workspace, which is nobody's checkout."""
+
+    root: Path
+    own: bool
+
+
+def _prepare(
+    stack: contextlib.ExitStack,
+    settings: Settings,
+    ref: str | None,
+    params: dict[str, Any] | None,
+    root: Path | None,
+) -> _Place:
+    """Make the place to work in and look at what the run will need. Raises InputError with all that is wrong."""
+    problems: list[str] = []
+    place: _Place | None = None
+    if ref is None:
+        if params:
+            raise InputError("params: they are replaced in a workspace, so the run needs a ref as well; HEAD, say")
+        place = _Place(Workspace(root or settings.project).root, own=False)
+    else:
+        name, log = flow_run.name or "retrain", get_run_logger().info
+
+        @task(
+            cache_policy=NO_CACHE,
+            task_run_name="workspace",
+            persist_result=False,
+            retries=len(CLONE_DELAYS),
+            retry_delay_seconds=list(CLONE_DELAYS),
+            retry_condition_fn=lambda task, run, state: state.name == "Failed",
+        )
+        def enter() -> "State[Path]":
+            try:
+                return Completed(data=stack.enter_context(workspace(name, ref, params, log)))
+            except EXPECTED as error:
+                return failed(error)
+
+        entered = cast("State[Path]", enter(return_state=True))
+        if entered.is_completed():
+            place = _Place(entered.result(), own=True)
+        elif entered.name == "BadInput":
+            problems = (entered.message or "").splitlines()
+        else:
+            raise StageFailed(entered.message)
+    checked = cast("State[str]", preflight(place.root if place else None, problems, return_state=True))
+    if not checked.is_completed() or place is None:
+        raise InputError(checked.message)
+    return place
+
+
+def _make(settings: Settings, place: _Place, force: bool) -> "State[str]":
+    """From data to a decision, and its record."""
+    root = place.root
+    if place.own:
+        synced = cast("State[Any]", sync(root, return_state=True))
+        if not synced.is_completed():
+            return _same(synced)
+        if not force:
+            restore(root, return_state=True)
     reproduced = cast("State[list[Outcome]]", reproduce(root, force, return_state=True))
     if not reproduced.is_completed():
         return _same(reproduced)
@@ -42,95 +154,201 @@ def retrain(root: Path, force: bool = False) -> "State[str]":
     if not registered.is_completed():
         return _same(registered)
     version = registered.result()
-    promoted = cast("State[Promotion]", promote(root, version.version, return_state=True))
+    promoted = cast("State[Promotion]", promote(root, version, return_state=True))
     if not promoted.is_completed():
         return _same(promoted)
-    promotion = promoted.result()
+    ended, name = promoted.result(), promoted.name or ""
 
-    name = "Unchanged" if promotion.promoted and not promotion.changed else (promoted.name or "")
-    champion = find_champion(workspace)
-    report = "\n\n".join(
-        [
-            _verdict(name, version.name, promotion),
-            *([headline(workspace, champion)] if champion else []),
-            "Stages:\n\n" + table(reproduced.result()),
-        ]
-    )
-    create_markdown_artifact(key="retrain", markdown=report, description="What was computed, and what serves now")
+    _tell(settings, name, version, ended)
+    if default_remote(root):
+        push(root, return_state=True)
+    if place.own:
+        record(root, f"{name.lower()}: version {version.version} of {version.name}", return_state=True)
+    champion = _serving(root, version, ended)
+    text = _report(root, name, version, ended, champion, reproduced.result())
+    create_markdown_artifact(key="retrain", markdown=text, description="What was computed, and what serves now")
     if champion is None:
-        return Failed(name="Refused", message="Nothing serves: " + "; ".join(promotion.reasons))
-    return Completed(name=name, message=f"version {champion['version']} of {version.name} serves", data=report)
+        return Failed(name="Refused", message="Nothing serves: " + "; ".join(ended.reasons))
+    return Completed(name=name, message=f"version {champion['version']} of {version.name} serves", data=text)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="register", persist_result=False)
-def register(root: Path) -> "State[Registered]":
-    """Make the weights on disk a version of the registered model, or find the one they have."""
-    from darkroom.registry.promotion import register
-
-    return _expected(
-        lambda: register(Workspace(root)),
-        lambda found: Completed(
-            name="Registered" if found.created else "Known",
-            message=f"version {found.version} of {found.name}",
-            data=found,
-        ),
-    )
+@task(cache_policy=NO_CACHE, task_run_name="preflight", persist_result=False)
+def preflight(root: Path | None, problems: list[str]) -> "State[str]":
+    """Add what else keeps a run in the project at `root` from working to the problems that are known; BadInput."""
+    found = problems + problems_of_machine(Settings.from_environment()) + (problems_of_project(root) if root else [])
+    if found:
+        return Failed(name="BadInput", message="\n".join(dict.fromkeys(found)))
+    return Completed(message="nothing stands against the run")
 
 
-@task(cache_policy=NO_CACHE, task_run_name="promote", persist_result=False)
-def promote(root: Path, version: str) -> "State[Promotion]":
-    """Let a version serve if it passes the gate; the state is called Promoted or Kept."""
-    from darkroom.registry.promotion import promote
-
-    return _expected(
-        lambda: promote(Workspace(root), version),
-        lambda ended: Completed(
-            name="Promoted" if ended.promoted else "Kept",
-            message="; ".join(ended.reasons) or f"version {ended.version} passed the gate",
-            data=ended,
-        ),
-    )
-
-
-def _expected(work: Callable[[], T], done: Callable[[T], State[T]]) -> State[T]:
-    """Errors that say all in one line become states; the others keep their traceback."""
-    from darkroom.registry.tracking import RegistryUnavailable
-
+@task(
+    cache_policy=NO_CACHE,
+    task_run_name="sync",
+    persist_result=False,
+    retries=len(SYNC_DELAYS),
+    retry_delay_seconds=list(SYNC_DELAYS),
+    retry_condition_fn=lambda task, run, state: state.name == "Failed",
+)
+def sync(root: Path) -> "State[Any]":
+    """Bring the raw data of a workspace up to date, if it comes from S3."""
     try:
-        return done(work())
-    except InputError as error:
-        return Failed(name="BadInput", message=str(error), data=error)
-    except RegistryUnavailable as error:
-        return Failed(name="Unavailable", message=f"{error}; nothing is lost, the same command carries on", data=error)
+        synced = raw_data.sync(Settings.from_environment(), root, get_run_logger().info)
+    except EXPECTED as error:
+        return failed(error)
+    if synced is None:
+        return Completed(message="the source is not on S3")
+    changes = f"{synced.new} new, {synced.changed} changed, {synced.removed} removed"
+    return Completed(message=f"{synced.files} files, {human_size(synced.bytes)}: {changes}", data=synced)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="restore", persist_result=False)
+def restore(root: Path) -> "State[Any]":
+    """Bring the outputs that `dvc.lock` names from the cache, so that an unchanged stage has nothing to do.
+
+    What is not there is computed or restored by its stage. Raw data that DVC tracks is fetched from its remote.
+    """
+    log = get_run_logger().info
+    try:
+        pointers = [str(path.relative_to(root)) for path in Workspace(root).raw.rglob("*.dvc")]
+        if pointers:
+            dvc(root, "pull", *pointers, log=log)
+        if (root / "dvc.lock").is_file():
+            dvc(root, "checkout", "--quiet", "--allow-missing", log=log)
     except StageFailed as error:
-        return Failed(message=str(error), data=error)
+        return Completed(name="Incomplete", message=str(error))
+    return Completed()
+
+
+@task(
+    cache_policy=NO_CACHE,
+    task_run_name="push",
+    persist_result=False,
+    retries=len(PUSH_DELAYS),
+    retry_delay_seconds=list(PUSH_DELAYS),
+)
+def push(root: Path) -> "State[Any]":
+    """Push outputs and run cache to the DVC remote. After the last attempt it is a warning: what serves, serves."""
+    logger = get_run_logger()
+    try:
+        dvc(root, "push", "--run-cache", "--quiet", log=logger.info)
+    except StageFailed as error:
+        if _is_tried_again(push.retries):
+            return Failed(name="NotPushed", message=str(error))
+        logger.warning("Outputs are in this machine's cache alone: %s; `dvc push --run-cache` repeats it", error)
+        return Completed(name="NotPushed", message=str(error))
+    return Completed(name="Pushed")
+
+
+def _is_tried_again(retries: int) -> bool:
+    """Whether Prefect would run the current task again."""
+    from prefect.runtime import task_run
+
+    return bool((task_run.run_count or 1) <= retries)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="record", persist_result=False)
+def record(root: Path, summary: str) -> "State[str]":
+    """Push lock and parameters to a branch of the repository; Recorded, Unchanged, or NotRecorded with a warning."""
+    logger = get_run_logger()
+    settings, branch = Settings.from_environment(), branch_of(root.name)
+    try:
+        if not is_changed(root):
+            return Completed(name="Unchanged", message="lock and parameters are those of the commit")
+        message = f"retrain: {summary}\n\nRun: {flow_run.name}\nData: {_data_digest(root)}\n"
+        commit = push_record(settings, root, branch, message)
+    except StageFailed as error:
+        logger.warning("Lock and parameters are in MLflow alone, %s was not pushed: %s", branch, error)
+        return Completed(name="NotRecorded", message=str(error))
+    return Completed(name="Recorded", message=f"{branch}, commit {commit[:8]}", data=branch)
+
+
+def _data_digest(root: Path) -> str:
+    try:
+        return str(read_json(Workspace(root).prepared / "dataset.json")["digest"])
+    except (OSError, ValueError, KeyError):
+        return "unknown"
 
 
 def _same(state: State[Any]) -> State[str]:
     return Failed(name=state.name, message=state.message)
 
 
-def _verdict(name: str, model: str, promotion: "Promotion") -> str:
-    if name == "Promoted":
-        before = f"; before: version {promotion.previous}" if promotion.previous else ""
-        return f"Promoted: version {promotion.version} of {model} passed the gate and serves now{before}."
-    if name == "Unchanged":
-        return f"Unchanged: version {promotion.version} of {model} serves already."
-    reasons = "\n".join(f"- {reason}" for reason in promotion.reasons)
-    stays = f"version {promotion.previous} stays" if promotion.previous else "nothing serves"
-    return f"Kept: version {promotion.version} of {model} was refused, {stays}:\n\n{reasons}"
+def _serving(root: Path, version: Registered, ended: Promotion) -> dict[str, Any] | None:
+    """What serves now, as `darkroom status` describes it."""
+    number = ended.version if ended.promoted else ended.previous
+    if number is None or (version.champion or {}).get("version") == number:
+        return version.champion
+    weights = read_json(Workspace(root).models / "model.json")["weights_digest"] if ended.promoted else "unknown"
+    return {"version": number, "weights": weights, "figures": report.figures_of(ended.promoted, ended)}
 
 
-def _run(workspace: Workspace, force: bool) -> State[Any]:
-    state = cast("State[str]", retrain(workspace.root, force, return_state=True))
-    if state.is_completed():
-        print("", state.result().replace("**", ""), directions(workspace), sep="\n\n", flush=True)
-    return state
+def _tell(settings: Settings, name: str, version: Registered, ended: Promotion) -> None:
+    """Tell the webhook of a promotion or a refusal."""
+    if name != "Unchanged":
+        content = notice(
+            "promoted" if ended.promoted else "refused",
+            run=describe_run(),
+            reasons=ended.reasons,
+            model=version.name,
+            version=version.version,
+            previous=ended.previous,
+            figures=report.figures_of(True, ended),
+        )
+        send(settings.webhook, content, get_run_logger().warning)
+
+
+def _report(
+    root: Path, name: str, version: Registered, ended: Promotion, champion: dict[str, Any] | None, stages: list[Outcome]
+) -> str:
+    from darkroom.registry.tracking import tracking_uri
+
+    place = Workspace(root)
+    before = (version.champion or {}).get("figures", {})
+    mine = report.figures_of(True, ended) or before
+    titles = (f"version {version.version}", f"version {ended.previous}")
+    parts = [
+        report.verdict(name, version, ended),
+        headline(place, champion) if champion else "",
+        report.gate_table(place.params().registry.gate, ended),
+        report.figures_table(mine, before if mine != before else {}, titles),
+        report.stages_table([(o.stage, o.name, o.seconds, human_size(o.size)) for o in stages]),
+        report.links(tracking_uri(place), version),
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def main(arguments: list[str]) -> int:
     """Run the flow for the project that holds the working directory; the exit code says how it ended."""
-    return command("flows.retrain", "Make a model and let it serve if it is good enough.", _run, arguments)
+    options = parser("flows.retrain", "Make a model and let it serve if it is good enough.")
+    options.add_argument("--ref", help="work on this branch, tag or commit in a workspace of its own (default: here)")
+    options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="with --ref: a parameter")
+    chosen = options.parse_args(arguments)
+    try:
+        params = _assignments(chosen)
+    except InputError as error:
+        options.error(str(error))
+
+    def run(place: Workspace) -> State[Any]:
+        where = None if chosen.ref else place.root
+        state = cast("State[str]", retrain(chosen.ref, params, chosen.force, where, return_state=True))
+        if state.is_completed():
+            print("", state.result().replace("**", ""), directions(place), sep="\n\n", flush=True)
+        return state
+
+    return run_flow(run)
+
+
+def _assignments(chosen: argparse.Namespace) -> dict[str, Any] | None:
+    """`--set train.steps=2000` as parameters; values are YAML. Raises InputError."""
+    params = {}
+    for text in chosen.set:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise InputError(f"--set {text}: expected KEY=VALUE, such as train.steps=2000")
+        params[key] = parse_yaml(value)
+    if params and not chosen.ref:
+        raise InputError("--set needs --ref: a run with other parameters gets a workspace of its own; --ref HEAD, say")
+    return params or None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Where runs find things and what bounds them: from the environment, never from params.yaml."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +31,52 @@ class Settings:
             project=project,
             state=Workspace(project).state.resolve(),
             repository=os.environ.get("DARKROOM_REPOSITORY") or str(project),
-            dvc_cache=Path(os.environ.get("DARKROOM_DVC_CACHE") or project / ".dvc" / "cache").resolve(),
+            dvc_cache=_dvc_cache(project),
             gpu_limit=os.environ.get("DARKROOM_GPU_LIMIT") or None,
             webhook=os.environ.get("DARKROOM_WEBHOOK") or None,
             keep_workspaces=_count("DARKROOM_KEEP_WORKSPACES", 3),
             keep_checkpoints=_count("DARKROOM_KEEP_CHECKPOINTS", 3),
         )
+
+    @property
+    def workspaces(self) -> Path:
+        return self.state / "workspaces"
+
+    @property
+    def raw(self) -> Path:
+        """What was fetched from S3, by source; workspaces hold hard links to it."""
+        return self.state / "raw"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.state / "checkpoints"
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Let the environment say where the shared state is, whichever checkout asks: a workspace has none of its own.
+
+        Library and commands find runs, models and checkpoints through it, so all runs in one process agree.
+        """
+        from darkroom.registry.tracking import artifact_root, tracking_uri
+
+        project = Workspace(self.project)
+        values = {
+            "DARKROOM_PROJECT": str(self.project),
+            "DARKROOM_STATE": str(self.state),
+            "MLFLOW_TRACKING_URI": tracking_uri(project),
+        }
+        if (root := os.environ.get("DARKROOM_ARTIFACT_ROOT")) and "://" not in root:
+            values["DARKROOM_ARTIFACT_ROOT"] = artifact_root(project) or root
+        before = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 def _project() -> Path:
@@ -43,8 +85,19 @@ def _project() -> Path:
     return Workspace.find().root
 
 
+def _dvc_cache(project: Path) -> Path:
+    """`DARKROOM_DVC_CACHE`, or the cache that the project itself uses."""
+    from darkroom.registry.dvc_config import read_config
+
+    if given := os.environ.get("DARKROOM_DVC_CACHE"):
+        return (project / given).resolve()
+    directory = project / ".dvc"
+    configured = (read_config(directory / name).get("cache", {}).get("dir") for name in ("config.local", "config"))
+    return (directory / next(filter(None, configured), "cache")).resolve()
+
+
 def _count(name: str, default: int) -> int:
     value = os.environ.get(name) or str(default)
-    if not value.isdecimal():
+    if not (value.isascii() and value.isdecimal()):
         raise InputError(f"{name} = {value!r}: expected a whole number, at least 0")
     return int(value)

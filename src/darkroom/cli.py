@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
 
 _EPILOG = """\
-exit codes: 0 done, 1 failed or refused by the gate, 2 bad input or parameters, 75 interrupted with state saved.
+exit codes: 0 done, 1 failed or refused by the gate, 2 bad input or parameters, 69 MLflow's server does not answer,
+75 interrupted with state saved.
 MLFLOW_TRACKING_URI says where runs and models are kept; the default is a database in .darkroom/ of the project.
 """
 
@@ -42,7 +43,7 @@ def _outcome(command: Callable[["Workspace", argparse.Namespace], int], options:
     except Interrupted as error:
         return _fail(error, INTERRUPTED)
     except (StageFailed, FloatingPointError) as error:  # the second is a network's that returned NaN
-        return _fail(error, FAILED)
+        return _fail(error, getattr(error, "exit_code", FAILED))
     except KeyboardInterrupt:
         return _fail("interrupted; everything is as it was", 130)
 

@@ -1,19 +1,23 @@
 """The DVC adapter against real DVC projects: order, outcomes, failures, and that nothing is ever left running."""
 
+import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from darkroom.errors import InputError, Interrupted, StageFailed
-from flows.dvc_stage import run_stage, stage_order
+from flows import dvc_stage
+from flows.dvc_stage import dvc, run_stage, stage_order
 
 Project = Callable[..., Path]
 
@@ -54,14 +58,15 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_order_follows_dependencies_and_otherwise_the_file(dvc_project: Project) -> None:
+def test_the_order_is_dvc_s_own(dvc_project: Project) -> None:
     root = dvc_project(
         last=copying("c", "d"),
         zeta=copying("a", "c"),
         alpha=copying("a", "b"),
         first=("open('a', 'w').write('1')", {"outs": ["a"]}),
     )
-    assert stage_order(root) == ["first", "zeta", "alpha", "last"]
+    assert stage_order(root) == re.findall(r"Running stage '(\w+)'", "\n".join(dvc(root, "repro")))
+    assert stage_order(root)[0] == "first"
 
 
 def test_order_and_names_do_not_depend_on_the_working_directory(
@@ -113,6 +118,44 @@ def test_output_arrives_line_by_line_and_a_progress_bar_as_its_last_state(dvc_pr
     run_stage(root, "bar", log=lines.append)
     start = lines.index("> python bar.py")
     assert lines[start + 1 : start + 3] == ["100%", "second"]
+
+
+def test_an_outcome_knows_the_stage_s_files_and_their_size(dvc_project: Project) -> None:
+    source = "import pathlib; p = pathlib.Path('d'); p.mkdir(); [(p / n).write_text('12345') for n in 'ab']; "
+    root = dvc_project(
+        many=(f"{source}open('c', 'w').write('1' * 90)", {"outs": ["d"], "metrics": ["c"], "deps": ["many.py"]}),
+        none=("print('nothing')", {"deps": ["none.py"]}),
+    )
+    for outcome in (run_stage(root, "many"), run_stage(root, "many")):
+        assert (outcome.files, outcome.size) == (3, 100)
+    outcome = run_stage(root, "none")
+    assert (outcome.files, outcome.size) == (0, 0)
+
+
+def test_a_stage_of_another_dvc_yaml_has_its_outputs_beside_that(dvc_project: Project) -> None:
+    root = dvc_project(first=("open('a', 'w').write('1')", {"outs": ["a"]}))
+    (root / "sub").mkdir()
+    (root / "sub" / "dvc.yaml").write_text("stages: {second: {cmd: cp ../a b, deps: [../a], outs: [b]}}\n")
+    assert stage_order(root) == ["first", "sub/dvc.yaml:second"]
+    sizes = [run_stage(root, stage).size for stage in stage_order(root)]
+    assert sizes == [1, 1]
+
+
+def test_a_log_that_fails_ends_the_stage_instead_of_blocking_it(dvc_project: Project) -> None:
+    root = dvc_project(chatty=("import time; print('x' * 300_000); time.sleep(300)", {"outs": ["a"]}))
+
+    def full(line: str) -> None:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        run_stage(root, "chatty", log=full)
+
+
+def test_any_dvc_command_gives_its_lines_or_its_last_message(dvc_project: Project) -> None:
+    root = dvc_project(first=("open('a', 'w').write('1')", {"outs": ["a"]}))
+    assert "first" in " ".join(dvc(root, "stage", "list"))
+    with pytest.raises(StageFailed, match=r"dvc push ended with \d+: .*no remote"):
+        dvc(root, "push")
 
 
 @pytest.mark.parametrize(
@@ -211,3 +254,103 @@ def test_a_second_run_waits_for_the_first_instead_of_failing(dvc_project: Projec
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["Cached", "Ran"]
+
+
+def busy_with(root: Path, pid: int, command: str) -> None:
+    """As if DVC with this process id and command were writing the stage's output."""
+    entry = {"pid": pid, "cmd": command}
+    (root / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": {str(root / "a"): entry}, "read": {}}))
+
+
+@pytest.fixture
+def quick(dvc_project: Project) -> Path:
+    return dvc_project(quick=("open('a', 'w').write('1')", {"outs": ["a"], "deps": ["quick.py"]}))
+
+
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """The id of a process that has nothing to do with DVC."""
+    process = subprocess.Popen(["sleep", "300"])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def test_what_a_killed_dvc_left_in_the_lock_does_not_block(quick: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    busy_with(quick, gone.pid, "/bin/dvc/__main__.py repro")
+    assert run_stage(quick, "quick").name == "Ran"
+
+
+def test_nor_if_another_process_has_got_its_id(quick: Path, stranger: int) -> None:
+    busy_with(quick, stranger, "/bin/dvc/__main__.py repro")
+    assert run_stage(quick, "quick").name == "Ran"
+
+
+def test_nor_if_nobody_has_collected_the_dead_process(quick: Path) -> None:
+    zombie = subprocess.Popen(["true"])
+    while psutil.Process(zombie.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    busy_with(quick, zombie.pid, "/bin/dvc/__main__.py repro")
+    assert run_stage(quick, "quick").name == "Ran"
+    zombie.wait()
+
+
+def test_a_lock_that_dvc_cannot_read_is_removed(quick: Path) -> None:
+    (quick / ".dvc" / "tmp" / "rwlock").write_text('{"write": {"')
+    lines: list[str] = []
+    assert run_stage(quick, "quick", log=lines.append).name == "Ran"
+    assert any("half-written" in line for line in lines)
+
+
+@pytest.mark.parametrize("lost", ["rwlock", "lock"])
+def test_after_a_lock_was_lost_in_the_middle_the_next_run_ends_well(dvc_project: Project, lost: str) -> None:
+    source = f"import pathlib; pathlib.Path('.dvc/tmp/{lost}').unlink(missing_ok=True); open('a', 'w').write('1')"
+    root = dvc_project(stage=(source, {"outs": ["a"], "deps": ["stage.py"]}))
+    with contextlib.suppress(StageFailed):
+        run_stage(root, "stage")
+    (root / "stage.py").write_text("open('a', 'w').write('2')")
+    assert run_stage(root, "stage").name == "Ran"
+    assert (root / "a").read_text() == "2"
+
+
+def test_a_living_holder_is_waited_for_by_name_but_not_for_ever(
+    quick: Path, stranger: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy_with(quick, stranger, "/bin/dvc/__main__.py repro train 300")
+    monkeypatch.setattr(dvc_stage, "LOCK_LIMIT", 3.0)
+    monkeypatch.setattr(dvc_stage, "_SAY_EVERY", 1.0)
+    lines: list[str] = []
+    with pytest.raises(StageFailed, match=rf"waited .* for process {stranger} \(dvc repro train 300\)"):
+        run_stage(quick, "quick", log=lines.append)
+    assert any(line.startswith(f"Waiting for process {stranger} (dvc repro train 300)") for line in lines)
+
+
+HOLD = """
+import sys, time
+from zc.lockfile import LockFile
+lock = LockFile(sys.argv[1])
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(20.0, "Ran"), (60.0, "waited")])
+def test_whoever_holds_the_repository_is_named_while_dvc_waits_silently(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, ends: str
+) -> None:
+    monkeypatch.setattr(dvc_stage, "LOCK_LIMIT", 60.0 if ends == "Ran" else 3.0)
+    monkeypatch.setattr(dvc_stage, "_SAY_EVERY", 1.0)
+    lock = str(quick / ".dvc" / "tmp" / "lock")
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock, str(seconds)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        lines: list[str] = []
+        if ends == "Ran":
+            assert run_stage(quick, "quick", log=lines.append).name == "Ran"
+        else:
+            with pytest.raises(StageFailed, match=rf"waited .* for process {holder.pid}"):
+                run_stage(quick, "quick", log=lines.append)
+        assert any(line.startswith(f"Waiting for process {holder.pid},") for line in lines)
+        holder.kill()

@@ -36,13 +36,14 @@ class Scored:
 def score(workspace: Workspace, uri: str) -> Scored:
     """Measure the version at `uri` under the protocol that `dvc repro` measured with last, and store the record on it.
 
-    Raises InputError if there is no such version, no protocol or the model does not fit this project's reference, and
-    RegistryUnavailable if the server does not answer.
+    A project that has measured nothing yet needs no more than its reference. Raises InputError if there is no such
+    version, no reference or the model does not fit it, and RegistryUnavailable if the server does not answer.
     """
     params = workspace.params()
     with registry(workspace) as client:
         version = find_by_uri(client, uri)
-        protocol = current_protocol(workspace)
+        unmeasured = workspace.extractor.is_dir() and not workspace.metrics_file.is_file()
+        protocol = _coming(workspace, params) if unmeasured else current_protocol(workspace)
         known = stored_score(version, protocol)
         record = known or score_version(client, workspace, params, version, protocol)
         return Scored(str(version.name), str(version.version), known is None, record)
@@ -53,6 +54,13 @@ def current_protocol(workspace: Workspace, version: "ModelVersion | None" = None
     if workspace.metrics_file.is_file() or version is None or PROTOCOL_TAG not in version.tags:
         return ScoreRecord.read(workspace.metrics_file).protocol_digest
     return str(version.tags[PROTOCOL_TAG])
+
+
+def _coming(workspace: Workspace, params: Params) -> str:
+    """The digest that `dvc repro` would measure with."""
+    from darkroom.evaluation.rescore import protocol_of
+
+    return protocol_of(workspace.extractor, params.sample, params.evaluate).digest
 
 
 def score_version(

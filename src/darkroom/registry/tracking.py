@@ -42,6 +42,8 @@ _QUIET = {
 class RegistryUnavailable(StageFailed):
     """The tracking server or database does not answer. The message is one line; the command can be repeated later."""
 
+    exit_code = 69  # EX_UNAVAILABLE of sysexits.h: whoever runs the command can tell that trying again makes sense
+
 
 def import_mlflow() -> ModuleType:
     """MLflow, without telemetry, progress bars or pickle. Importing it takes seconds: do it where it is needed."""

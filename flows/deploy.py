@@ -1,0 +1,273 @@
+"""Set up a Prefect server: `python -m flows.deploy`, again and again, and it is what this checkout says.
+
+A work pool with its job template, the limit of runs that compute at once, the automations that notice runs which died,
+and the deployments of `prefect.yaml`. PREFECT_API_URL says where; DARKROOM_POOL and DARKROOM_GPU_LIMIT are the names.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from darkroom.errors import InputError, StageFailed
+from darkroom.files import digest_bytes, digest_tree, read_json
+from darkroom.workspace import Workspace
+from flows.processes import run
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.events.schemas.automations import AutomationCore
+
+POOLS = ("process", "docker", "kubernetes")
+_PACKAGES = {"docker": "prefect_docker", "kubernetes": "prefect_kubernetes"}
+_BEATS = 3  # without one of them a run is taken for dead
+_NEVER_STARTED = timedelta(minutes=30)  # an image may have to be pulled
+_PREFIX = "darkroom: "
+
+
+def main() -> int:
+    """0 done; 1 if the server does not answer or refuses; 2 for a wrong setting."""
+    try:
+        workspace = Workspace.find()
+        pool = pool_name()
+        with _client() as client:
+            for line in (
+                set_pool(client, pool, workspace.root / "flows" / "pools" / f"{pool}.json"),
+                set_limit(client, os.environ.get("DARKROOM_GPU_LIMIT") or "gpu", count_gpus() or 1),
+                *set_automations(client, os.environ.get("DARKROOM_WEBHOOK")),
+                *deploy(client, workspace.root, pool),
+            ):
+                print(line, flush=True)
+    except (InputError, StageFailed) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+def pool_name() -> str:
+    """The pool that deployments are made for. Raises InputError for one that is unknown, or of a type not installed."""
+    pool = os.environ.get("DARKROOM_POOL") or "process"
+    if pool not in POOLS:
+        raise InputError(f"DARKROOM_POOL = {pool!r}: expected one of {', '.join(POOLS)}")
+    package = _PACKAGES.get(pool)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise InputError(f"DARKROOM_POOL = {pool!r} needs {package}: pip install 'darkroom[{pool}]'")
+    return pool
+
+
+@contextlib.contextmanager
+def _client() -> "Iterator[SyncPrefectClient]":
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        raise InputError(
+            "PREFECT_API_URL is not set: expected the address of a Prefect server, such as `make stack` prints"
+        )
+    with get_client(sync_client=True) as client:
+        try:
+            client.hello().raise_for_status()
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            raise StageFailed(f"PREFECT_API_URL = {url}: no Prefect server answers there: {error}") from error
+        yield client
+
+
+def set_pool(client: "SyncPrefectClient", name: str, template: Path) -> str:
+    """Create the work pool, or give it the job template of this checkout."""
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    content = read_json(template)
+    try:
+        before = client.read_work_pool(name)
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=name, type=name, base_job_template=content))
+        return f"pool {name}: created"
+    if before.type != name:
+        raise InputError(f"pool {name}: is of type {before.type} on the server; expected {name}: delete it there")
+    if before.base_job_template == content:
+        return f"pool {name}: as it was"
+    client.update_work_pool(name, WorkPoolUpdate(base_job_template=content))
+    return f"pool {name}: job template updated"
+
+
+def set_limit(client: "SyncPrefectClient", name: str, slots: int) -> str:
+    """Create the concurrency limit, or set its number of slots; slots that are taken stay so."""
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        before = client.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=slots))
+        return f"limit {name}: created, {slots} at once"
+    if before.limit == slots and before.active:
+        return f"limit {name}: as it was, {slots} at once"
+    client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(limit=slots, active=True))
+    return f"limit {name}: {slots} at once, before {before.limit}"
+
+
+def count_gpus() -> int:
+    """GPUs of this host."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def set_automations(client: "SyncPrefectClient", webhook: str | None) -> list[str]:
+    """Mark runs that died as Crashed, and tell the webhook of them if there is one: the run itself no longer can."""
+    from prefect.settings import get_current_settings
+
+    beat = get_current_settings().flows.heartbeat_frequency
+    if beat is None:
+        raise InputError("PREFECT_FLOWS_HEARTBEAT_FREQUENCY is empty: expected seconds, at least 30")
+    wanted = [_crash_without_heartbeat(timedelta(seconds=_BEATS * beat)), _crash_never_started()]
+    if webhook:
+        wanted.append(_tell_of_crashes(client, webhook))
+    lines = [_set_automation(client, automation) for automation in wanted]
+    for stale in client.read_automations():
+        if stale.name.startswith(_PREFIX) and stale.name not in {automation.name for automation in wanted}:
+            client.delete_automation(stale.id)
+            lines.append(f"automation {stale.name}: deleted")
+    return lines
+
+
+def _set_automation(client: "SyncPrefectClient", wanted: "AutomationCore") -> str:
+    found = client.read_automations_by_name(wanted.name)
+    for double in found[1:]:
+        client.delete_automation(double.id)
+    if not found:
+        client.create_automation(wanted)
+        return f"automation {wanted.name}: created"
+    if _content(found[0]) == _content(wanted):
+        return f"automation {wanted.name}: as it was"
+    client.update_automation(found[0].id, wanted)
+    return f"automation {wanted.name}: updated"
+
+
+def _content(automation: "AutomationCore") -> dict[str, Any]:
+    content = automation.model_dump(mode="json", include={"name", "description", "enabled", "trigger", "actions"})
+    return {**content, "trigger": _without_ids(content["trigger"])}
+
+
+def _without_ids(value: Any) -> Any:
+    """The same, without the identifiers that each trigger gets, and with sets in one order."""
+    if isinstance(value, dict):
+        return {name: _without_ids(inner) for name, inner in value.items() if name != "id"}
+    return sorted(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
+
+
+def _crash_without_heartbeat(within: timedelta) -> "AutomationCore":
+    """For a machine that is gone. States have names of their own here, so any event of the run counts as life."""
+    return _crash(
+        "no heartbeat",
+        after="prefect.flow-run.heartbeat",
+        within=within,
+        message=f"No sign of life for {within.total_seconds():.0f} s: its machine or its worker is gone.",
+    )
+
+
+def _crash_never_started() -> "AutomationCore":
+    """For a worker that died between taking a run and starting it."""
+    return _crash(
+        "never started",
+        after="prefect.flow-run.Pending",
+        within=_NEVER_STARTED,
+        message=f"Taken by a worker but not started within {_NEVER_STARTED.total_seconds() / 60:.0f} minutes.",
+    )
+
+
+def _crash(name: str, *, after: str, within: timedelta, message: str) -> "AutomationCore":
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    return AutomationCore(
+        name=_PREFIX + name,
+        description=message,
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            after={after},
+            expect={"prefect.flow-run.*"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=within,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
+    )
+
+
+def _tell_of_crashes(client: "SyncPrefectClient", webhook: str) -> "AutomationCore":
+    from prefect.blocks.webhook import Webhook
+    from prefect.events.actions import CallWebhook
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    block = Webhook(method="POST", url=webhook)
+    identifier = block.save("darkroom-webhook", overwrite=True)
+    payload = json.dumps({"event": "crashed", "flow": "{{ flow.name }}", "run": "{{ flow_run.name }}"})
+    return AutomationCore(
+        name=_PREFIX + "tell of crashes",
+        description="Calls DARKROOM_WEBHOOK for a run that was marked Crashed.",
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            expect={"prefect.flow-run.Crashed"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[CallWebhook(block_document_id=identifier, payload=payload)],
+    )
+
+
+def deploy(client: "SyncPrefectClient", root: Path, pool: str) -> list[str]:
+    """Create or update the deployments of `prefect.yaml`, by Prefect's command, unless they are up to date.
+
+    What was changed on the server since, a schedule that was paused for instance, then stays. Raises StageFailed with
+    what the command says.
+    """
+    names = deployment_names(root / "prefect.yaml")
+    version = deployed_version(root, pool)
+    before = {found.name: found.version for found in client.read_deployments(limit=200)}
+    if any(before.get(name) != version for name in names):
+        os.environ |= {"DARKROOM_POOL": pool, "DARKROOM_DEPLOYED": version}
+        ended = run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], root, log=lambda _: None)
+        if ended.code != 0:
+            said = " ".join(line.strip(" │╭╮╰╯─") for line in ended.lines)
+            raise StageFailed(f"{root / 'prefect.yaml'}: prefect deploy ended with {ended.code}: {said[-500:].strip()}")
+    return [
+        f"deployment {name}: "
+        + ("created" if name not in before else "as it was" if before[name] == version else "updated")
+        for name in names
+    ]
+
+
+def deployment_names(file: Path) -> list[str]:
+    """The deployments of a `prefect.yaml`. Raises InputError if it is none."""
+    import yaml
+
+    try:
+        return [str(entry["name"]) for entry in yaml.safe_load(file.read_text())["deployments"]]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{file}: expected `deployments`, a list of entries with a name: {said}") from error
+
+
+def deployed_version(root: Path, pool: str) -> str:
+    """Twelve digits that change with the pool, with `prefect.yaml` and with the flows, whose parameters it deploys."""
+    files = [root / "prefect.yaml", *root.joinpath("flows").glob("*.py")]
+    return digest_bytes(f"{pool} {digest_tree(root, files)}".encode())[:12]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

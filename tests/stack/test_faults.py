@@ -1,0 +1,226 @@
+"""What happens to unattended runs: schedules, new data, refusals, cancellations, kills, servers that are down.
+
+`pytest -m stack` runs what every change runs; `make soak` adds machines that vanish, two minutes without MLflow, and
+ten runs in a row with kills at random. The run ends with the time that each took.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.schemas.objects import FlowRun
+
+from tests.stack.running import Stack
+
+pytestmark = pytest.mark.timeout(900)
+
+RETRAIN, WATCH = "retrain/retrain", "watch/watch"
+LONG = 4000  # training steps: enough to be met in the middle of them
+SAVED = {"promoted": "Promoted", "refused": "Kept"}
+
+_lines: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def timed(request: pytest.FixtureRequest, report: Callable[[str, list[str]], None], stack: Stack) -> Iterator[None]:
+    """The table at the end; and every test leaves nothing running and no slot taken."""
+    began = time.monotonic()
+    yield
+    name = request.node.name.removeprefix("test_").replace("_", " ")
+    _lines.append(f"{time.monotonic() - began:6.1f} s  {name}")
+    report("faults", _lines)
+    stack.until(lambda: not stack.running("darkroom."), 60, "every process of a run to be gone")
+    stack.until(lambda: not stack.taken_slots(), 120, "every slot to be free")
+
+
+def retrain(stack: Stack, **params: Any) -> FlowRun:
+    return stack.run(RETRAIN, ref="HEAD", params=params)
+
+
+def aliases(stack: Stack) -> dict[str, str]:
+    return dict(stack.mlflow().get_registered_model("digits").aliases)
+
+
+def weights(stack: Stack, version: str) -> str:
+    return str(stack.mlflow().get_model_version("digits", version).tags["darkroom.weights"])
+
+
+def checkpoints(stack: Stack) -> set[Path]:
+    return {path for path in (stack.root / ".darkroom" / "checkpoints").glob("*/*.safetensors") if path.stat().st_size}
+
+
+def in_training(stack: Stack, run: FlowRun) -> None:
+    """Wait until the run's training has saved something."""
+    before = checkpoints(stack)
+    stack.wait(run, "Running")
+    trains = lambda: bool(stack.running("darkroom.stages.train")) and bool(checkpoints(stack) - before)  # noqa: E731
+    stack.until(trains, 180, "a checkpoint of the training", lambda: "\n".join(stack.logs(run)))
+
+
+def resumed(stack: Stack, run: FlowRun) -> bool:
+    return any("resuming at step" in line for line in stack.logs(run))
+
+
+def told(stack: Stack, event: str, run: FlowRun) -> bool:
+    return any(isinstance(n, dict) and n["event"] == event and str(run.id) in str(n) for n in stack.webhooks.received)
+
+
+@contextmanager
+def every_minute(stack: Stack, deployment: str) -> Iterator[None]:
+    stack.schedule(deployment, "* * * * *")
+    try:
+        yield
+    finally:
+        stack.schedule(deployment, "")
+
+
+def test_a_cron_schedule_fires_and_its_model_serves(stack: Stack) -> None:
+    with every_minute(stack, RETRAIN):
+        stack.until(lambda: bool(stack.runs(RETRAIN)), 120, "the schedule to fire", lambda: stack.output)
+        run = stack.runs(RETRAIN)[0]
+    state = stack.wait(run, timeout=300)
+    assert state.name == "Promoted", "\n".join(stack.logs(run))
+    assert run.auto_scheduled
+    stages = ("prepare", "validate", "reference", "train", "sample", "evaluate")
+    states = stack.task_states(run)
+    assert {states[name] for name in stages} == {"Ran"}
+    assert (states["register"], states["promote"]) == ("Registered", "Promoted")
+    assert {"retrain", "stages"} <= set(stack.artifacts(run))
+    assert aliases(stack)["champion"] == "1"
+    assert told(stack, "promoted", run)
+    branches = subprocess.run(
+        ["git", "branch", "--list", "retrain/*"], cwd=stack.root, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(branches) == 1
+    assert list((stack.root / ".darkroom" / "workspaces").iterdir()) == []
+
+
+def test_a_run_with_nothing_to_do_finds_everything_in_the_cache(stack: Stack) -> None:
+    run = retrain(stack)
+    assert stack.wait(run).name == "Unchanged"
+    states = stack.task_states(run)
+    assert "Ran" not in states.values()
+    ended = stack.runs(RETRAIN)[-1]
+    _lines.append(
+        f"{ended.total_run_time.total_seconds():6.1f} s    of which the run itself, from its start to its end"
+    )
+
+
+def test_of_two_runs_at_once_one_is_cancelled_with_a_reason(stack: Stack) -> None:
+    first = retrain(stack, **{"train.steps": LONG})
+    stack.wait(first, "Running")
+    second = retrain(stack)
+    state = stack.wait(second, timeout=60)
+    assert state.type.value == "CANCELLED"
+    assert "concurrency limit" in (state.message or "")
+    stack.cancel(first)
+    stack.wait(first)
+
+
+def test_a_run_that_is_cancelled_in_training_leaves_no_process_and_the_next_resumes(stack: Stack) -> None:
+    before = aliases(stack)
+    run = retrain(stack, **{"train.steps": LONG, "train.seed": 1})
+    in_training(stack, run)
+    stack.cancel(run)
+    state = stack.wait(run, timeout=60)
+    assert state.type.value == "CANCELLED"
+    stack.until(lambda: not stack.running("darkroom."), 10, "every process of the run to be gone")
+    assert aliases(stack) == before
+
+    again = retrain(stack, **{"train.steps": LONG, "train.seed": 1})
+    stack.until(lambda: resumed(stack, again), 120, "training to resume", lambda: "\n".join(stack.logs(again)))
+    stack.cancel(again)
+    stack.wait(again, timeout=60)
+
+
+def test_a_worker_that_is_killed_takes_its_run_with_it_and_the_next_resumes(stack: Stack) -> None:
+    run = retrain(stack, **{"train.steps": LONG, "train.seed": 2})
+    in_training(stack, run)
+    stack.kill("worker")
+    state = stack.wait(run, timeout=90)
+    assert state.type.value in ("CRASHED", "FAILED")
+    stack.until(lambda: not stack.running("darkroom.stages"), 60, "every process of the run to be gone")
+    stack.until(stack.is_well, 90, "the worker to be back")
+    again = retrain(stack, **{"train.steps": LONG, "train.seed": 2})
+    stack.until(lambda: resumed(stack, again), 180, "training to resume", lambda: "\n".join(stack.logs(again)))
+    stack.cancel(again)
+    stack.wait(again, timeout=60)
+
+
+def test_a_refused_model_leaves_the_champion_and_is_told(stack: Stack) -> None:
+    champion = aliases(stack)["champion"]
+    run = retrain(stack, **{"train.seed": 3, "registry.gate.max_fid": 1e-6})
+    state = stack.wait(run)
+    assert (state.name, state.type.value) == ("Kept", "COMPLETED")
+    assert aliases(stack)["champion"] == champion
+    assert told(stack, "refused", run)
+    assert "max_fid" in str(stack.artifacts(run)["retrain"].data)
+
+
+@pytest.mark.parametrize("seconds", [20, pytest.param(120, marks=pytest.mark.soak)])
+def test_mlflow_may_be_down_in_training_and_in_registration(stack: Stack, seconds: int) -> None:
+    run = retrain(stack, **{"train.seed": seconds, "train.steps": 400})
+    stack.wait(run, "Running")
+    stack.until(lambda: bool(stack.running("darkroom.stages.train")), 120, "the training to begin")
+    stack.stop_service("mlflow")
+    stack.until(lambda: stack.task_states(run).get("register") == "AwaitingRetry", 240, "registration to be retried")
+    time.sleep(seconds)
+    stack.start_service("mlflow")
+    state = stack.wait(run, timeout=300)
+    assert state.is_completed(), "\n".join(stack.logs(run))
+    version = aliases(stack)["champion"]
+    tags = stack.mlflow().get_model_version("digits", version).tags
+    history = stack.mlflow().get_metric_history(tags["darkroom.run"], "loss")
+    assert {point.step for point in history} >= {400}
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"ref": "no-such-branch"}, "no-such-branch"),
+        ({"ref": "HEAD", "params": {"train.lable_dropout": 0.1}}, 'did you mean "label_dropout"'),
+        ({"ref": "HEAD", "params": {"data.source": "s3://no-such-bucket/digits"}}, "no-such-bucket"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(stack: Stack, params: dict[str, Any], words: str) -> None:
+    run = stack.run(RETRAIN, **params)
+    state = stack.wait(run)
+    assert (state.name, state.type.value) == ("BadInput", "FAILED")
+    assert words in (state.message or "")
+    assert not {"prepare", "train"} & set(stack.task_states(run))
+    assert told(stack, "bad_input", run)
+
+
+@pytest.mark.soak
+def test_a_machine_that_vanishes_is_noticed_and_the_next_run_resumes(stack: Stack) -> None:
+    run = retrain(stack, **{"train.steps": LONG, "train.seed": 4})
+    in_training(stack, run)
+    vanish(stack)
+    began = time.monotonic()
+    state = stack.wait(run, timeout=400)
+    _lines.append(f"{time.monotonic() - began:6.1f} s    of which until the server knew")
+    assert state.type.value == "CRASHED"
+    stack.until(lambda: any("crashed" in str(notice) for notice in stack.webhooks.received), 30, "the webhook")
+    stack.until(lambda: stack.is_well() and not stack.taken_slots(), 180, "worker and slots")
+    again = retrain(stack, **{"train.steps": LONG, "train.seed": 4})
+    stack.until(lambda: resumed(stack, again), 180, "training to resume", lambda: "\n".join(stack.logs(again)))
+    stack.cancel(again)
+    stack.wait(again, timeout=60)
+
+
+def vanish(stack: Stack) -> None:
+    """Kill, at once and for good, all that a worker's machine would take with it: nobody can say goodbye."""
+    doomed = [p for p in stack.running() if "darkroom." in " ".join(p.cmdline()) or "dvc" in " ".join(p.cmdline())]
+    doomed += stack.running("prefect")
+    doomed = [p for p in doomed if "server" not in " ".join(p.cmdline())] + stack.running("flows.stack.worker")
+    for process in doomed:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
