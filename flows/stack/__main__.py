@@ -121,6 +121,7 @@ def _directions(settings: StackSettings, stack: list[Service], seconds: float) -
             *(f"  {service.name:<9} {service.shows}" for service in stack),
             "",
             "In another terminal:",
+            "  set -a; . ./stack.env; set +a    # the local servers' names and keys",
             *(f"  export {name}={shlex.quote(client[name])}" for name in names),
             "  prefect deployment run retrain/retrain                    # now instead of at night",
             f"  aws s3 cp --recursive images/ s3://{settings['S3_BUCKET']}/images/    # or any S3 client",

@@ -94,6 +94,7 @@ def test_new_objects_cause_one_retraining_whose_model_serves_and_the_same_again_
     began = time.monotonic()
     put(stack, digits(0, 400))
     looks_until(stack, "Started")
+    stack.until(lambda: bool(started(stack, known)), 60, "the retraining to begin")
     (first,) = started(stack, known)
     assert look(stack).name == "Running"
     assert stack.wait(first, timeout=300).name == "Promoted", "\n".join(stack.logs(first))
@@ -104,6 +105,7 @@ def test_new_objects_cause_one_retraining_whose_model_serves_and_the_same_again_
     began = time.monotonic()
     put(stack, digits(400, 100))
     looks_until(stack, "Started")
+    stack.until(lambda: bool(started(stack, [*known, first])), 60, "the retraining to begin")
     (second,) = started(stack, [*known, first])
     assert stack.wait(second, timeout=300).name == "Promoted", "\n".join(stack.logs(second))
     assert stack.task_states(second)["prepare"] == "Ran"
