@@ -23,7 +23,9 @@ FROM ${BASE} AS base
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends git tini \
     && rm -rf /var/lib/apt/lists/*
-RUN useradd --create-home --uid 1000 darkroom \
+# Ubuntu 24.04 has a user of this number, from which nothing is needed.
+RUN if getent passwd 1000 >/dev/null; then userdel "$(getent passwd 1000 | cut -d: -f1)"; fi \
+    && useradd --create-home --uid 1000 --user-group darkroom \
     && install --directory --owner darkroom --group darkroom /app
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -37,7 +39,12 @@ WORKDIR /app
 # Variables from a file that is mounted, a KEY=VALUE on each line: unlike a container's own they are not there to be listed.
 COPY --chmod=755 <<"EOF" /usr/local/bin/with-secrets
 #!/bin/sh
-if [ -r /run/secrets/darkroom.env ]; then
+if [ -e /run/secrets/darkroom.env ]; then
+    # Docker makes a directory where a file that is to be mounted does not exist.
+    if ! [ -f /run/secrets/darkroom.env ] || ! [ -r /run/secrets/darkroom.env ]; then
+        echo "/run/secrets/darkroom.env: expected a file of lines KEY=VALUE that user $(id -u) can read" >&2
+        exit 1
+    fi
     while IFS= read -r line || [ -n "$line" ]; do
         case "$line" in \#*) ;; *=*) export "$line" ;; esac
     done < /run/secrets/darkroom.env

@@ -52,7 +52,7 @@ def stage_table(outcomes: "Sequence[Outcome]", failed: tuple[str, str] | None = 
     ]
     if failed is not None:
         rows.append({"stage": failed[0], "outcome": failed[1]})
-    with _never_fatal():
+    with never_fatal():
         create_table_artifact(
             key="stages",
             table=rows,
@@ -66,7 +66,7 @@ def sample_grid(root: Path) -> None:
         picture = _small_png(Workspace(root).reports / "samples.png")
     except OSError:
         return
-    with _never_fatal():
+    with never_fatal():
         create_markdown_artifact(
             key="samples",
             markdown=f"![samples](data:image/png;base64,{base64.b64encode(picture).decode()})",
@@ -75,7 +75,7 @@ def sample_grid(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _never_fatal() -> Iterator[None]:
+def never_fatal() -> Iterator[None]:
     """What was computed counts; that it cannot be shown is a warning."""
     try:
         yield

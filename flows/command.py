@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -13,12 +14,13 @@ import psutil
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 
-from darkroom.errors import InputError
+from darkroom.errors import InputError, StageFailed
+from darkroom.registry.tracking import first_line, shown
 from darkroom.workspace import Workspace
 from flows.dvc_stage import stage_order
 from flows.processes import leash
 
-_EXIT_CODES = {"BadInput": 2, "Interrupted": 75}
+_EXIT_CODES = {"BadInput": 2, "NotReady": 2, "Interrupted": 75}
 
 
 def command(module: str, description: str, flow: Callable[[Workspace, bool], State[Any]], arguments: list[str]) -> int:
@@ -40,8 +42,6 @@ def run_flow(flow: Callable[[Workspace], State[Any]]) -> int:
     0 done; 1 failed; 2 bad input or parameters, found before a server starts where possible; 75 interrupted, and the
     same command carries on.
     """
-    # Prefect logs a failed state with a traceback even where there is none.
-    logging.getLogger("prefect.task_runs").addFilter(_without_empty_traceback)
     # Ended by SIGTERM like by Ctrl-C: stages are stopped, the server too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -52,6 +52,8 @@ def run_flow(flow: Callable[[Workspace], State[Any]]) -> int:
             state = flow(workspace)
     except InputError as error:
         return _say_last(str(error), 2)
+    except StageFailed as error:
+        return _say_last(str(error), 1)
     except KeyboardInterrupt:
         return _say_last("Interrupted: nothing is left running; the same command carries on.", 75)
     if state.is_completed():
@@ -64,14 +66,16 @@ def server() -> Iterator[None]:
     """Start Prefect's own server, unless one is configured, so that it neither dies early nor stays behind.
 
     Ctrl-C in a terminal reaches every process of the foreground group. The server has to survive it until the run's
-    end is recorded, so it is started from a thread that blocks SIGINT: a child inherits that.
+    end is recorded, so it is started from a thread that blocks SIGINT: a child inherits that. Raises StageFailed if no
+    server answers.
     """
     errors: list[BaseException] = []
 
     def start() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            get_client(sync_client=True)
+            with get_client(sync_client=True) as client:
+                client.hello().raise_for_status()
         except Exception as error:
             errors.append(error)
 
@@ -80,7 +84,13 @@ def server() -> Iterator[None]:
     while starter.is_alive():
         starter.join(0.1)
     if errors:
-        raise errors[0]
+        where = os.environ.get("PREFECT_API_URL")
+        what = (
+            f"PREFECT_API_URL = {shown(where)}: no Prefect server answers there"
+            if where
+            else "no Prefect server starts"
+        )
+        raise StageFailed(f"{what}: {first_line(errors[0])}") from errors[0]
     with contextlib.ExitStack() as stack:
         for child in psutil.Process().children():
             if any("prefect.server" in word for word in child.cmdline()):
@@ -89,12 +99,6 @@ def server() -> Iterator[None]:
             yield
         finally:  # that the server stops is not the last thing to read
             logging.getLogger("prefect").setLevel(logging.WARNING)
-
-
-def _without_empty_traceback(record: logging.LogRecord) -> bool:
-    if record.exc_info == (None, None, None):
-        record.exc_info = None
-    return True
 
 
 def _say_last(message: str, code: int) -> int:

@@ -23,7 +23,10 @@ def answer(root: Path, *arguments: str, log: Callable[[str], None] = print, ok: 
     """
     ended = run([sys.executable, "-P", "-m", "darkroom", *arguments, "--json"], root, log=log, apart=True)
     if ended.code in ok and (found := _JSON.search(ended.answer)):
-        return json.loads(found[0])
+        try:
+            return json.loads(found[0])
+        except ValueError:
+            raise StageFailed(f"darkroom {arguments[0]} --json: what it printed is no JSON: {found[0][:200]}") from None
     said = [line.removeprefix(_PREFIX) for line in ended.lines if line.startswith(_PREFIX)]
     last = "\n".join(said) or next((line for line in reversed(ended.lines) if line), "no output")
     if ended.code == 2:

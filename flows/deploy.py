@@ -85,6 +85,8 @@ def set_pool(client: "SyncPrefectClient", name: str, template: Path) -> str:
     from prefect.exceptions import ObjectNotFound
 
     content = read_json(template)
+    # Whatever a worker's own settings: the automation that misses the beats counts on this many.
+    content["variables"]["properties"]["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(heartbeat())
     try:
         before = client.read_work_pool(name)
     except ObjectNotFound:
@@ -98,8 +100,18 @@ def set_pool(client: "SyncPrefectClient", name: str, template: Path) -> str:
     return f"pool {name}: job template updated"
 
 
+def heartbeat() -> int:
+    """Seconds between two signs of life of a run. Raises InputError if there are to be none."""
+    from prefect.settings import get_current_settings
+
+    beat = get_current_settings().flows.heartbeat_frequency
+    if beat is None:
+        raise InputError("PREFECT_FLOWS_HEARTBEAT_FREQUENCY is empty: expected seconds, at least 30")
+    return beat
+
+
 def set_limit(client: "SyncPrefectClient", name: str, slots: int) -> str:
-    """Create the concurrency limit, or set its number of slots; slots that are taken stay so."""
+    """Create the concurrency limit. One that exists keeps its number of slots: another host or a person has set it."""
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
     from prefect.exceptions import ObjectNotFound
 
@@ -108,10 +120,10 @@ def set_limit(client: "SyncPrefectClient", name: str, slots: int) -> str:
     except ObjectNotFound:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=slots))
         return f"limit {name}: created, {slots} at once"
-    if before.limit == slots and before.active:
-        return f"limit {name}: as it was, {slots} at once"
-    client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(limit=slots, active=True))
-    return f"limit {name}: {slots} at once, before {before.limit}"
+    if before.active:
+        return f"limit {name}: as it was, {before.limit} at once"
+    client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active=True))
+    return f"limit {name}: switched on, {before.limit} at once"
 
 
 def count_gpus() -> int:
@@ -123,12 +135,7 @@ def count_gpus() -> int:
 
 def set_automations(client: "SyncPrefectClient", webhook: str | None) -> list[str]:
     """Mark runs that died as Crashed, and tell the webhook of them if there is one: the run itself no longer can."""
-    from prefect.settings import get_current_settings
-
-    beat = get_current_settings().flows.heartbeat_frequency
-    if beat is None:
-        raise InputError("PREFECT_FLOWS_HEARTBEAT_FREQUENCY is empty: expected seconds, at least 30")
-    wanted = [_crash_without_heartbeat(timedelta(seconds=_BEATS * beat)), _crash_never_started()]
+    wanted = [_crash_without_heartbeat(timedelta(seconds=_BEATS * heartbeat())), _crash_never_started()]
     if webhook:
         wanted.append(_tell_of_crashes(client, webhook))
     lines = [_set_automation(client, automation) for automation in wanted]
@@ -212,9 +219,11 @@ def _tell_of_crashes(client: "SyncPrefectClient", webhook: str) -> "AutomationCo
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
     from prefect.events.schemas.events import ResourceSpecification
 
-    block = Webhook(method="POST", url=webhook)
+    block = Webhook(method="POST", url=webhook, headers={"Content-Type": "application/json"})
     identifier = block.save("darkroom-webhook", overwrite=True)
-    payload = json.dumps({"event": "crashed", "flow": "{{ flow.name }}", "run": "{{ flow_run.name }}"})
+    run = {"name": "{{ flow_run.name }}", "id": "{{ flow_run.id }}", "url": "{{ flow_run|ui_url }}"}
+    text = "Darkroom: {{ flow_run.name }} crashed\n{{ flow_run|ui_url }}"
+    payload = json.dumps({"event": "crashed", "text": text, "run": run})
     return AutomationCore(
         name=_PREFIX + "tell of crashes",
         description="Calls DARKROOM_WEBHOOK for a run that was marked Crashed.",

@@ -8,15 +8,22 @@ from prefect.states import Failed
 
 from darkroom.errors import InputError, Interrupted, StageFailed
 
+
+class NotReady(StageFailed):
+    """What a run needs around it is not there: room on the disk, a limit, a bucket. A line for each."""
+
+
 EXPECTED = (InputError, Interrupted, StageFailed)
 
 
 def failed(error: Exception) -> State[Any]:
-    """Failed, under the name BadInput, Interrupted or Unavailable where it is one of these; keeps the error."""
+    """Failed, as BadInput, NotReady, Interrupted or Unavailable where it is one of these; keeps the error."""
     from darkroom.registry.tracking import RegistryUnavailable
 
     if isinstance(error, InputError):
         return Failed(name="BadInput", message=str(error), data=error)
+    if isinstance(error, NotReady):
+        return Failed(name="NotReady", message=str(error), data=error)
     if isinstance(error, Interrupted):
         return Failed(name="Interrupted", message=str(error), data=error)
     if isinstance(error, RegistryUnavailable):

@@ -6,19 +6,26 @@ import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from darkroom.errors import InputError, StageFailed
-from darkroom.registry.tracking import shown, without_password
+from darkroom.registry.tracking import without_password
 
 SHORT = 8  # digits of a commit
 
 _SHOWN_REFS = 8  # in a message
-_QUIET = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -oBatchMode=yes"}  # nobody is there to answer
+_UNATTENDED = {
+    "GIT_TERMINAL_PROMPT": "0",  # nobody is there to answer
+    # A connection that is dead without a word ends after a minute or so, instead of never.
+    "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=30 -oServerAliveInterval=15 -oServerAliveCountMax=4",
+    "GIT_HTTP_LOW_SPEED_LIMIT": "1",
+    "GIT_HTTP_LOW_SPEED_TIME": "60",
+}
 _OF_A_HOOK = {"GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"}  # would lead to another repository
 
 
 def git(root: Path, *arguments: str, url: str = "") -> str:
-    """What a git command in `root` prints. Raises StageFailed with git's own words, without the password in `url`."""
+    """What a git command in `root` prints. Raises StageFailed with git's own words, without the secrets in `url`."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=root, env=_environment(), capture_output=True, text=True, errors="replace"
@@ -29,12 +36,19 @@ def git(root: Path, *arguments: str, url: str = "") -> str:
         lines = [line for line in done.stderr.splitlines() if not line.startswith("hint:")] or ["no message"]
         said = next((line for line in lines if line.startswith(("fatal:", "error:", " ! "))), lines[-1]).strip()
         verb = next(word for word in arguments if not word.startswith("-") and "=" not in word)
-        raise StageFailed(f"git {verb}: {without_password(said, url)}")
+        raise StageFailed(f"git {verb}: {_without_secrets(said, url)}")
     return done.stdout.strip("\n")
 
 
+def _without_secrets(text: str, url: str) -> str:
+    """What of a repository may be shown. The user of a web address is as often a token as its password is."""
+    parts = urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    return text.replace(f"{user}@", "") if at and parts.scheme in ("http", "https") else without_password(text, url)
+
+
 def _environment() -> dict[str, str]:
-    return _QUIET | {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
+    return _UNATTENDED | {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
 
 
 def clone(repository: str, ref: str, root: Path) -> str:
@@ -49,7 +63,7 @@ def clone(repository: str, ref: str, root: Path) -> str:
     elif Path(repository).is_dir():
         commit = _clone_local(repository, ref, root)
     else:
-        raise InputError(f"DARKROOM_REPOSITORY = {shown(repository)!r}: expected a git repository: a directory or URL")
+        raise InputError(f"DARKROOM_REPOSITORY = {repository!r}: expected a git repository: a directory or URL")
     git(root, "checkout", "--quiet", "--detach", commit)
     return commit
 
@@ -113,7 +127,9 @@ def _unknown(repository: str, ref: str, there: Iterable[str]) -> InputError:
     people = [name for name in branches if name != "HEAD" and not name.startswith("retrain/")]
     known = [f"{word} {_some(names)}" for word, names in (("branches", people), ("tags", tags)) if names]
     has = f"it has the {' and the '.join(known)}" if known else "it has no commits yet"
-    return InputError(f"git ref {ref!r} is no branch, tag or commit of {shown(repository)}: {has}")
+    return InputError(
+        f"git ref {ref!r} is no branch, tag or commit of {_without_secrets(repository, repository)}: {has}"
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -26,7 +26,11 @@ _TRIES = 3
 _TIMEOUT = 4.0  # seconds that one try may take
 _PAUSE = 1.0  # seconds before the next
 _LIMIT = 15.0  # seconds that a run waits for all of it
-_BY_STATE: dict[str, Event] = {"BadInput": "bad_input", "Interrupted": "interrupted", "Refused": "refused"}
+_BY_STATE: dict[str, Event] = {
+    "BadInput": "bad_input",
+    "Interrupted": "interrupted",
+    "Refused": "refused",
+}
 _BY_TYPE: dict[str, Event] = {"CRASHED": "crashed", "CANCELLING": "cancelled", "CANCELLED": "cancelled"}
 
 

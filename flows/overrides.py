@@ -51,8 +51,14 @@ def replaced(text: str, keys: list[str], value: Any) -> str:
             return yaml.safe_dump(content, sort_keys=False)
         node = found
     assert node is not None  # there was a key
-    end = "\n" if text[node.start_mark.index : node.end_mark.index].endswith("\n") else ""
-    return text[: node.start_mark.index] + _inline(".".join(keys), value) + end + text[node.end_mark.index :]
+    before, old, after = (
+        text[: node.start_mark.index],
+        text[node.start_mark.index : node.end_mark.index],
+        text[node.end_mark.index :],
+    )
+    space = "" if old else " "  # nothing, which is null, stands right behind the colon
+    end = "\n" if old.endswith("\n") else ""
+    return before + space + _inline(".".join(keys), value) + end + after
 
 
 def _inline(key: str, value: Any) -> str:

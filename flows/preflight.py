@@ -10,7 +10,7 @@ from darkroom.errors import InputError
 from darkroom.registry.dvc_config import Config, read_config
 from flows.artifacts import human_size
 from flows.notify import check_url
-from flows.raw_data import source_of
+from flows.raw_data import passes, source_of
 from flows.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 MIN_FREE = 1_000_000_000  # bytes where the state and where the cache is; a run on a full disk only makes it fuller
 
-_CREDENTIALS = {"access_key_id": "aws_access_key_id", "secret_access_key": "aws_secret_access_key"}  # DVC's -> boto3's
+_CREDENTIALS = {  # DVC's -> boto3's
+    "access_key_id": "aws_access_key_id",
+    "secret_access_key": "aws_secret_access_key",
+    "session_token": "aws_session_token",
+}
+_FILES = {"credentialpath", "configpath"}  # of a remote: where DVC alone looks for credentials
 
 
 def problems_of_machine(settings: Settings) -> list[str]:
@@ -80,52 +85,57 @@ def _check_disk(setting: str, directory: Path) -> None:
 
 
 def _check_source(source: str) -> None:
+    """A source on S3 has to be there. A server that does not answer now is asked again when the data is fetched."""
     from darkroom.data.s3.client import connected, parse_uri
 
-    if source.startswith("s3://"):
-        bucket, prefix = parse_uri(source, "params.yaml: data.source")
-        with connected(source, bucket, "s3:ListBucket and s3:GetObject", attempts=2) as client:
-            if not client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"):
-                raise InputError(f"{source}: nothing is there yet; put images below it, or correct data.source")
+    if not source.startswith("s3://"):
+        return
+    bucket, prefix = parse_uri(source, "params.yaml: data.source")
+    is_empty = False
+    with _but_what_passes(), connected(source, bucket, "s3:ListBucket and s3:GetObject", attempts=2) as client:
+        is_empty = not client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents")
+    if is_empty:
+        raise InputError(f"{source}: nothing is there yet; put images below it, or correct data.source")
 
 
 def _check_remote(root: Path) -> None:
     """A remote on S3 has to have its bucket. One that cannot be reached now may be there when the run ends."""
-    from botocore import exceptions
-
     from darkroom.data.s3.client import connected, parse_uri
 
     name, remote = default_remote(root) or ("", {})
     url = remote.get("url", "")
-    if not url.startswith("s3://"):
+    if not url.startswith("s3://") or _FILES & remote.keys():
         return
     where = f"DVC remote {name!r}, {url}"
     bucket, _ = parse_uri(url, f"DVC remote {name!r}: url")
-    needs = "s3:ListBucket and s3:PutObject"
-    lasting = (exceptions.ClientError, exceptions.NoCredentialsError, exceptions.PartialCredentialsError)
-    with _only(*lasting), connected(where, bucket, needs, client=_client(remote)) as client:
+    client = _client(where, remote)
+    with _but_what_passes(), connected(where, bucket, "s3:ListBucket and s3:PutObject", client=client):
         client.list_objects_v2(Bucket=bucket, MaxKeys=1)
 
 
 @contextmanager
-def _only(*causes: type[Exception]) -> Iterator[None]:
-    """Let those InputErrors pass that come from one of these; the others are for later."""
+def _but_what_passes() -> Iterator[None]:
+    """Let only those InputErrors through that waiting does not mend."""
     try:
         yield
     except InputError as error:
-        if isinstance(error.__context__, causes):
+        if not passes(error):
             raise
 
 
-def _client(remote: dict[str, str]) -> "S3Client":
-    """A client as DVC would make it from a remote's settings."""
+def _client(where: str, remote: dict[str, str]) -> "S3Client":
+    """A client as DVC would make it from a remote's settings. Raises InputError for a profile that is not here."""
     import boto3
     from botocore.config import Config as Botocore
+    from botocore.exceptions import BotoCoreError
 
-    session = boto3.Session(profile_name=remote.get("profile"), region_name=remote.get("region"))
     keys: dict[str, Any] = {ours: remote[key] for key, ours in _CREDENTIALS.items() if key in remote}
     settings = Botocore(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2})
-    return session.client("s3", endpoint_url=remote.get("endpointurl"), config=settings, **keys)
+    try:
+        session = boto3.Session(profile_name=remote.get("profile"), region_name=remote.get("region"))
+        return session.client("s3", endpoint_url=remote.get("endpointurl"), config=settings, **keys)
+    except (BotoCoreError, ValueError) as error:
+        raise InputError(f"{where}: {' '.join(str(error).split())}") from None
 
 
 def _config(root: Path) -> Config:

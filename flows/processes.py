@@ -57,24 +57,27 @@ def run(
     errors: list[Exception] = []
     with contextlib.ExitStack() as stack:
         answer = stack.enter_context(tempfile.TemporaryFile()) if apart else None
-        process = subprocess.Popen(
-            command,
-            cwd=root,
-            env=environment(root),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if answer is None else answer,
-            stderr=subprocess.STDOUT if answer is None else subprocess.PIPE,
-            start_new_session=True,
-        )
-        # A thread reads on while the group is being ended: a full pipe would block the trainer that is saving.
-        reader = threading.Thread(target=_read, args=(process, lines, log, errors), daemon=True)
-        with leash(f"-{process.pid}", grace):
-            try:
+        process = None
+        try:
+            with _undisturbed():
+                process = subprocess.Popen(
+                    command,
+                    cwd=root,
+                    env=environment(root),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if answer is None else answer,
+                    stderr=subprocess.STDOUT if answer is None else subprocess.PIPE,
+                    start_new_session=True,
+                )
+                # A thread reads on while the group is being ended: a full pipe would block the trainer that is saving.
+                reader = threading.Thread(target=_read, args=(process, lines, log, errors), daemon=True)
                 reader.start()
-                while process.poll() is None and not errors:
-                    reader.join(0.1)
-                    watch(process.pid)
-            finally:
+                stack.enter_context(leash(f"-{process.pid}", grace))
+            while process.poll() is None and not errors:
+                reader.join(0.1)
+                watch(process.pid)
+        finally:
+            if process is not None:
                 end_group(process.pid, grace)
                 process.wait()
                 reader.join(5)
@@ -135,6 +138,26 @@ def leash(target: str, grace: float = GRACE) -> Iterator[None]:
     finally:
         with contextlib.suppress(BrokenPipeError):
             watcher.communicate(b"done\n")
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold an interruption back until the block has ended: a child that is just being started would stay behind."""
+    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread alone
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def follow_parent() -> None:

@@ -15,6 +15,7 @@ from darkroom.files import digest_bytes, write_bytes
 from darkroom.params import parse_yaml
 from darkroom.workspace import Workspace
 from flows.darkroom_command import answer
+from flows.dvc_stage import dvc
 from flows.locks import locked, locked_if_free
 from flows.settings import Settings
 
@@ -61,10 +62,13 @@ def link(settings: Settings, root: Path) -> None:
 def sync(settings: Settings, root: Path, log: Callable[[str], None] = print) -> Synced | None:
     """Bring the workspace's raw data up to date with S3; None for a source that is not there.
 
-    Raises StageFailed for what a later attempt may find mended, a server that does not answer or an object that changed
-    meanwhile, and InputError for whatever else keeps the data from being fetched.
+    What DVC tracks of the raw data comes from its cache or its remote. Raises StageFailed for what a later attempt may
+    find mended, a server that does not answer or an object that changed meanwhile, and InputError for whatever else
+    keeps the data from being fetched.
     """
-    source = source_of(root)
+    raw, source = Workspace(root).raw, source_of(root)
+    if tracked := [path for path in (raw.with_name(f"{raw.name}.dvc"), *raw.rglob("*.dvc")) if path.is_file()]:
+        dvc(root, "pull", *(str(path.relative_to(root)) for path in tracked), log=log)
     if not source.startswith("s3://"):
         return None
     mirror = _mirror(settings, source)
@@ -76,13 +80,18 @@ def sync(settings: Settings, root: Path, log: Callable[[str], None] = print) -> 
         try:
             found = answer(mirror, "data", "sync", log=log)
         except InputError as error:  # the command has one exit code for all of S3
-            if any(words in str(error) for words in _PASSES):
+            if passes(error):
                 raise StageFailed(str(error)) from None
             raise
         # Not `new` and `changed`: another run may have fetched between this one's link and its sync.
         shutil.rmtree(Workspace(root).raw / "s3", ignore_errors=True)
         _link_tree(Workspace(mirror).raw, Workspace(root).raw)
     return Synced(**found)
+
+
+def passes(error: InputError) -> bool:
+    """Whether what S3 answered, or that it did not, may be otherwise in a minute."""
+    return any(words in str(error) for words in _PASSES)
 
 
 def prune(settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """The tasks that make a model a version and let it serve, each a command of the checkout that made the model."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,9 @@ def promote(root: Path, registered: Registered) -> "State[Promotion]":
     try:
         with gpu_slot():
             log, version = get_run_logger().info, registered.version
-            ended = Promotion(**answer(root, "promote", "--version", version, log=log, ok=(0, refused)))
+            found = answer(root, "promote", "--version", version, log=log, ok=(0, refused))
+        known = {field.name for field in fields(Promotion)}  # of another commit's command there may be more
+        ended = Promotion(**{name: value for name, value in found.items() if name in known})
     except EXPECTED as error:
         return failed(error)
     name = "Kept" if not ended.promoted else "Promoted" if ended.changed else "Unchanged"

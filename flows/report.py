@@ -69,11 +69,9 @@ def figures_table(mine: Mapping[str, float], before: Mapping[str, float], titles
         for score in _SCORES:
             key = f"{kind}.{score}"
             if key in mine or key in before:
-                rows.append(
-                    (key, _spread(mine, key), _spread(before, key), _figure((mine or before), f"floor.{score}"))
-                )
-    title = titles if before else (titles[0], "before")
-    return _table(("score", *title, "real images"), rows) if rows else ""
+                other = [_spread(before, key)] if before else []
+                rows.append((key, _spread(mine, key), *other, _figure((mine or before), f"floor.{score}")))
+    return _table(("score", *titles[: 2 if before else 1], "real images"), rows) if rows else ""
 
 
 def links(tracking: str, registered: Registered) -> str:

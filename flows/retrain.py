@@ -23,11 +23,11 @@ from darkroom.files import read_json
 from darkroom.params import parse_yaml
 from darkroom.workspace import Workspace
 from flows import raw_data, report
-from flows.artifacts import human_size
+from flows.artifacts import human_size, never_fatal
 from flows.champion import directions, headline
 from flows.command import parser, run_flow
 from flows.dvc_stage import Outcome, dvc
-from flows.failures import EXPECTED, failed
+from flows.failures import EXPECTED, NotReady, failed
 from flows.git import short_commit
 from flows.notify import describe_run, ended_badly, notice, send
 from flows.preflight import default_remote, problems_of_machine, problems_of_project
@@ -71,7 +71,7 @@ def retrain(
     With `ref`, a branch, tag or commit, in a workspace of its own, where `params` replace values of params.yaml by
     dotted keys; else in place, in the project at `root`. `force` runs every stage. Ends as Promoted, Unchanged (this
     model serves already) or Kept (refused; the champion stays), all Completed, with a report as the result; Failed as
-    well if a refusal leaves nothing that serves. BadInput names all that keeps the run from starting.
+    well if a refusal leaves nothing that serves. BadInput and NotReady name all that keeps the run from starting.
     """
     follow_parent()
     try:
@@ -133,6 +133,8 @@ def _prepare(
         else:
             raise StageFailed(entered.message)
     checked = cast("State[str]", preflight(place.root if place else None, problems, return_state=True))
+    if checked.name == "NotReady":
+        raise NotReady(checked.message)
     if not checked.is_completed() or place is None:
         raise InputError(checked.message)
     return place
@@ -166,7 +168,8 @@ def _make(settings: Settings, place: _Place, force: bool) -> "State[str]":
         record(root, f"{name.lower()}: version {version.version} of {version.name}", return_state=True)
     champion = _serving(root, version, ended)
     text = _report(root, name, version, ended, champion, reproduced.result())
-    create_markdown_artifact(key="retrain", markdown=text, description="What was computed, and what serves now")
+    with never_fatal():
+        create_markdown_artifact(key="retrain", markdown=text, description="What was computed, and what serves now")
     if champion is None:
         return Failed(name="Refused", message="Nothing serves: " + "; ".join(ended.reasons))
     return Completed(name=name, message=f"version {champion['version']} of {version.name} serves", data=text)
@@ -174,10 +177,14 @@ def _make(settings: Settings, place: _Place, force: bool) -> "State[str]":
 
 @task(cache_policy=NO_CACHE, task_run_name="preflight", persist_result=False)
 def preflight(root: Path | None, problems: list[str]) -> "State[str]":
-    """Add what else keeps a run in the project at `root` from working to the problems that are known; BadInput."""
-    found = problems + problems_of_machine(Settings.from_environment()) + (problems_of_project(root) if root else [])
-    if found:
-        return Failed(name="BadInput", message="\n".join(dict.fromkeys(found)))
+    """Say all that keeps a run in the project at `root` from working, with the `problems` of what was asked for.
+
+    BadInput if there are such problems, else NotReady: then the same run works once the machine or a bucket is mended.
+    """
+    around = problems_of_machine(Settings.from_environment()) + (problems_of_project(root) if root else [])
+    if found := [*problems, *around]:
+        name = "BadInput" if problems else "NotReady"
+        return Failed(name=name, message="\n".join(dict.fromkeys(found)))
     return Completed(message="nothing stands against the run")
 
 
@@ -190,7 +197,7 @@ def preflight(root: Path | None, problems: list[str]) -> "State[str]":
     retry_condition_fn=lambda task, run, state: state.name == "Failed",
 )
 def sync(root: Path) -> "State[Any]":
-    """Bring the raw data of a workspace up to date, if it comes from S3."""
+    """Bring the raw data of a workspace up to date, if it comes from S3 or is tracked by DVC."""
     try:
         synced = raw_data.sync(Settings.from_environment(), root, get_run_logger().info)
     except EXPECTED as error:
@@ -205,15 +212,11 @@ def sync(root: Path) -> "State[Any]":
 def restore(root: Path) -> "State[Any]":
     """Bring the outputs that `dvc.lock` names from the cache, so that an unchanged stage has nothing to do.
 
-    What is not there is computed or restored by its stage. Raw data that DVC tracks is fetched from its remote.
+    What is not there is computed or restored by its stage.
     """
-    log = get_run_logger().info
     try:
-        pointers = [str(path.relative_to(root)) for path in Workspace(root).raw.rglob("*.dvc")]
-        if pointers:
-            dvc(root, "pull", *pointers, log=log)
         if (root / "dvc.lock").is_file():
-            dvc(root, "checkout", "--quiet", "--allow-missing", log=log)
+            dvc(root, "checkout", "--quiet", "--allow-missing", log=get_run_logger().info)
     except StageFailed as error:
         return Completed(name="Incomplete", message=str(error))
     return Completed()
@@ -306,10 +309,15 @@ def _report(
     before = (version.champion or {}).get("figures", {})
     mine = report.figures_of(True, ended) or before
     titles = (f"version {version.version}", f"version {ended.previous}")
+    try:
+        serves = headline(place, champion) if champion else ""
+        gate = report.gate_table(place.params().registry.gate, ended)
+    except InputError:  # parameters of a commit that is newer or older than this checkout; its own code has judged
+        serves = gate = ""
     parts = [
         report.verdict(name, version, ended),
-        headline(place, champion) if champion else "",
-        report.gate_table(place.params().registry.gate, ended),
+        serves,
+        gate,
         report.figures_table(mine, before if mine != before else {}, titles),
         report.stages_table([(o.stage, o.name, o.seconds, human_size(o.size)) for o in stages]),
         report.links(tracking_uri(place), version),

@@ -30,7 +30,7 @@ class Settings:
         return cls(
             project=project,
             state=Workspace(project).state.resolve(),
-            repository=os.environ.get("DARKROOM_REPOSITORY") or str(project),
+            repository=_repository(project),
             dvc_cache=_dvc_cache(project),
             gpu_limit=os.environ.get("DARKROOM_GPU_LIMIT") or None,
             webhook=os.environ.get("DARKROOM_WEBHOOK") or None,
@@ -83,6 +83,13 @@ def _project() -> Path:
     if given := os.environ.get("DARKROOM_PROJECT"):
         return Workspace.find(Path(given)).root
     return Workspace.find().root
+
+
+def _repository(project: Path) -> str:
+    """`DARKROOM_REPOSITORY`, of which a path is relative to the project, or the project itself."""
+    given = os.environ.get("DARKROOM_REPOSITORY") or "."
+    path = project / Path(given).expanduser()
+    return str(path.resolve()) if path.is_dir() else given
 
 
 def _dvc_cache(project: Path) -> Path:

@@ -59,7 +59,8 @@ def workspace(
             if not (root / _KEPT).exists():
                 _remove(root)
     finally:
-        prune(settings)
+        with contextlib.suppress(OSError):  # what cannot be removed is no reason to lose what was made
+            prune(settings)
 
 
 def keep(root: Path, reason: str) -> None:

@@ -52,6 +52,7 @@ class Postgres:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.user is not None:
+            self._refuse_foreign()
             shutil.chown(self.directory, self.user, self.user)
         new = self.directory / "data.new"  # left by one that was interrupted
         shutil.rmtree(new, ignore_errors=True)
@@ -66,6 +67,12 @@ class Postgres:
         statements = "".join(f"CREATE DATABASE {name};\n" for name in DATABASES)
         self._run("postgres", "--single", "-j", "-D", str(new), "postgres", text=statements.replace("\n", "\n\n"))
         new.rename(self.data)
+
+    def _refuse_foreign(self) -> None:
+        """Raise StageFailed for a directory that somebody else made: root must not give away what it leads to."""
+        ours = {os.getuid(), pwd.getpwnam(self.user or "").pw_uid}
+        if self.directory.is_symlink() or self.directory.stat().st_uid not in ours:
+            raise StageFailed(f"{self.directory}: is another user's, or a link; remove it")
 
     def _run(self, program: str, *arguments: str, text: str = "") -> None:
         done = subprocess.run(

@@ -1,7 +1,8 @@
 """A test server that speaks S3, for incoming data: moto, with its objects kept on disk so that a restart finds them.
 
-`python -m flows.stack.s3 DIRECTORY`, with S3_PORT and S3_BUCKET set. It checks no credentials and keeps no versions: it
-is there to try things out on one machine. Production has an S3.
+`python -m flows.stack.s3 DIRECTORY`, with S3_PORT and S3_BUCKET set. It checks no credentials and keeps no versions or
+metadata, and a kill costs what came in the last seconds: it is there to try things out on one machine. Production has
+an S3.
 """
 
 import logging
@@ -9,7 +10,8 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,27 +66,39 @@ def _files(index: Index) -> set[str]:
 
 def main(arguments: list[str]) -> int:
     """Serve until SIGTERM or SIGINT."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
     directory, port = Path(arguments[0]), int(os.environ["S3_PORT"])
     directory.mkdir(parents=True, exist_ok=True)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for each request, those of `save` too
-    server = ThreadedMotoServer(ip_address=HOST, port=port, verbose=False)
-    server.start()
-    client = boto3.client("s3", endpoint_url=f"http://{HOST}:{port}")
-    known = load(client, directory)
-    if os.environ["S3_BUCKET"] not in known:
-        client.create_bucket(Bucket=os.environ["S3_BUCKET"])
+    # On a port that nobody knows: half of the objects would look like data from which the others were removed.
+    with _serving(0) as client:
+        known = load(client, directory)
+        if os.environ["S3_BUCKET"] not in known:
+            client.create_bucket(Bucket=os.environ["S3_BUCKET"])
 
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    while not stopping.wait(_INTERVAL):
-        known = save(client, directory, known)
-    save(client, directory, known)
-    server.stop()
+    with _serving(port) as client:
+        while not stopping.wait(_INTERVAL):
+            known = save(client, directory, known)
+        save(client, directory, known)
     return 0
+
+
+@contextmanager
+def _serving(port: int) -> "Iterator[S3Client]":
+    """A server, and a client for it; all servers of a process have the same objects."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address=HOST, port=port, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        # In another region a new bucket would have to be told where it is.
+        yield boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    finally:
+        server.stop()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ it had started.
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -113,10 +114,7 @@ class Supervisor:
     def _start(self, running: Running) -> None:
         service = running.service
         service.prepare()
-        log_file = self._log(service.name)
-        if log_file.exists() and log_file.stat().st_size > _LONGEST_LOG:
-            log_file.replace(log_file.with_suffix(".log.1"))
-        with log_file.open("ab") as log:
+        with self._log(service.name).open("ab") as log:
             running.process = subprocess.Popen(
                 service.command,
                 cwd=self._root if service.user is None else "/",
@@ -138,6 +136,7 @@ class Supervisor:
         if running.service.once:
             return
         name, well = running.service.name, running.service.healthy()
+        self._shorten_log(name)
         running.misses = 0 if well else running.misses + 1
         if well and running.condition != "well":
             if running.was_well:
@@ -180,6 +179,13 @@ class Supervisor:
 
     def _log(self, name: str) -> Path:
         return self._directory / "logs" / f"{name}.log"
+
+    def _shorten_log(self, name: str) -> None:
+        """Begin a log anew that has become long; the service goes on writing at its end, wherever that is."""
+        log = self._log(name)
+        if log.stat().st_size > _LONGEST_LOG:
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)
 
     def _last_line(self, name: str) -> str:
         lines = self._log(name).read_text(errors="replace").split("\n")

@@ -38,9 +38,9 @@ def main() -> int:
         while worker.poll() is None and not asked:
             groups = groups_below(worker.pid, groups)
             time.sleep(_LOOK)
-        groups = groups_below(worker.pid, groups)
         with suppress(ProcessLookupError):
             worker.send_signal(signal.SIGSTOP)  # it takes no more runs; told to stop, it would kill those that it has
+        groups = groups_below(worker.pid, groups)
         stop_runs(groups, GRACE + 5)
         with suppress(ProcessLookupError):
             worker.send_signal(signal.SIGCONT)

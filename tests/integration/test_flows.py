@@ -36,6 +36,15 @@ def test_bad_parameters_stop_the_command_before_any_server_starts(dvc_project: P
     assert done.stdout == ""
 
 
+def test_a_prefect_server_that_does_not_answer_is_named_in_one_line(dvc_project: Project) -> None:
+    root = dvc_project(**STAGES)
+    (root / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    done = run(root, "flows.reproduce", api="http://127.0.0.1:9/api")
+    assert done.returncode == 1
+    assert done.stderr.startswith("PREFECT_API_URL = http://127.0.0.1:9/api: no Prefect server answers there: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -229,7 +229,7 @@ def test_a_setting_that_makes_no_sense_is_bad_input(project: Path, monkeypatch: 
 def test_a_webhook_that_is_none_is_refused_without_being_shown(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_WEBHOOK", "hooks.example.org/T0KEN")
     state = retrain("HEAD")
-    assert state.name == "BadInput"
+    assert state.name == "NotReady"
     assert state.message.startswith("DARKROOM_WEBHOOK: expected a URL")
     assert "T0KEN" not in state.message
 

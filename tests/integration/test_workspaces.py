@@ -331,5 +331,31 @@ def test_a_server_that_does_not_answer_is_no_bad_input(project: Path, monkeypatc
     change(project, "data", source="s3://images/new")
     git(project, "commit", "-qam", "from S3")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with workspace("first", "HEAD") as root, pytest.raises(StageFailed, match=r"cannot reach http://127\.0\.0\.1:9"):
+    with workspace("first", "HEAD") as root:
+        assert problems_of_project(root) == []  # it may answer when the data is fetched
+        with pytest.raises(StageFailed, match=r"cannot reach http://127\.0\.0\.1:9"):
+            raw_data.sync(Settings.from_environment(), root)
+
+
+def test_a_profile_that_this_machine_lacks_is_bad_input(project: Path) -> None:
+    with workspace("first", "HEAD") as root:
+        dvc(root, "remote", "add", "-q", "-d", "storage", "s3://storage/x")
+        dvc(root, "remote", "modify", "-q", "storage", "profile", "nobody")
+        assert problems_of_project(root) == [
+            "DVC remote 'storage', s3://storage/x: The config profile (nobody) could not be found"
+        ]
+
+
+def test_raw_data_that_dvc_tracks_is_there_after_a_sync(project: Path) -> None:
+    photos = Workspace(project).raw / "photos"
+    photos.mkdir(parents=True)
+    (photos / "1.png").write_bytes(b"1")
+    with (project / ".gitignore").open("a") as ignored:
+        ignored.write("!/data/raw/*.dvc\n")
+    dvc(project, "add", "data/raw/photos")
+    git(project, "add", "--all")
+    git(project, "commit", "-qm", "photos")
+    with workspace("first", "HEAD") as root:
+        assert not (Workspace(root).raw / "photos").exists()
         raw_data.sync(Settings.from_environment(), root)
+        assert (Workspace(root).raw / "photos" / "1.png").read_bytes() == b"1"

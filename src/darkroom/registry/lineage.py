@@ -30,7 +30,8 @@ def git_tags(root: Path) -> dict[str, str]:
 
     try:
         commit = git("rev-parse", "HEAD")
-        dirty = bool(git("status", "--porcelain"))
+        # What a run has made of the commit is in `dvc.lock`, which has a digest of its own among the tags.
+        dirty = bool(git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock"))
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"darkroom.git_commit": commit, "darkroom.git_dirty": str(dirty).lower(), "mlflow.source.git.commit": commit}

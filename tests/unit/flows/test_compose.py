@@ -99,6 +99,11 @@ def test_the_images_entrypoint_reads_secrets_from_a_file_as_they_are(tmp_path: P
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
     assert shown("LAST") == ["None"]
+    file.mkdir()  # what Docker makes of a file that is not there
+    refused = subprocess.run([script, "true"], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"{file}: expected a file of lines KEY=VALUE")
+    file.rmdir()
     file.write_text('# keys\n\nAWS_SECRET_ACCESS_KEY=a/b $HOME `id` "c" = d\nLAST=1')
     assert shown("AWS_SECRET_ACCESS_KEY", "LAST") == ['a/b $HOME `id` "c" = d', "1"]
 

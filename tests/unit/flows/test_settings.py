@@ -25,6 +25,13 @@ def test_without_settings_everything_is_in_the_project(project: Path) -> None:
     assert (found.gpu_limit, found.webhook, found.keep_workspaces, found.keep_checkpoints) == (None, None, 3, 3)
 
 
+def test_the_repository_is_a_url_or_a_path_from_the_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project.parent / "it.git").mkdir()
+    for given, meant in {"../it.git": str(project.parent / "it.git"), "git@host:it.git": "git@host:it.git"}.items():
+        monkeypatch.setenv("DARKROOM_REPOSITORY", given)
+        assert Settings.from_environment().repository == meant
+
+
 def test_the_cache_is_the_one_that_dvc_uses(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / ".dvc" / "config").write_text("[cache]\n    dir = ../../shared\n")
     assert Settings.from_environment().dvc_cache == project.parent / "shared"
