@@ -18,7 +18,7 @@ EXPECTED = (InputError, Interrupted, StageFailed)
 
 def failed(error: Exception) -> State[Any]:
     """Failed, as BadInput, NotReady, Interrupted or Unavailable where it is one of these; keeps the error."""
-    from darkroom.registry.tracking import RegistryUnavailable
+    from darkroom.registry.tracking import RegistryRefused, RegistryUnavailable
 
     if isinstance(error, InputError):
         return Failed(name="BadInput", message=str(error), data=error)
@@ -26,7 +26,7 @@ def failed(error: Exception) -> State[Any]:
         return Failed(name="NotReady", message=str(error), data=error)
     if isinstance(error, Interrupted):
         return Failed(name="Interrupted", message=str(error), data=error)
-    if isinstance(error, RegistryUnavailable):
+    if isinstance(error, RegistryUnavailable) and not isinstance(error, RegistryRefused):
         return Failed(name="Unavailable", message=f"{error}; nothing is lost, the same run carries on", data=error)
     return Failed(message=str(error), data=error)
 

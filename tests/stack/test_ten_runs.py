@@ -30,6 +30,10 @@ def size(directory: Path) -> int:
     return sum(inodes.values())
 
 
+def entries(directory: Path) -> int:
+    return len(list(directory.iterdir())) if directory.exists() else 0
+
+
 def strike(stack: Stack, what: str) -> None:
     if what in ("worker", "mlflow"):
         stack.kill(what)
@@ -56,15 +60,15 @@ def test_ten_runs_with_kills_at_random_leave_no_trace(stack: Stack, report: Call
         stack.until(stack.is_well, 180, "the stack to be well")
         stack.until(lambda: not stack.running("darkroom."), 60, "every process of the run to be gone")
         stack.until(lambda: not stack.taken_slots(), 180, "every slot to be free")
-        kept = len(list((state / "workspaces").iterdir()))
+        kept, trainings = entries(state / "workspaces"), entries(state / "checkpoints")
         lines.append(
             f"{number + 1:>2}  {what or 'none':<8} {ended.name:<12} {time.monotonic() - began:6.1f} s"
-            f"  {kept} workspaces, {len(list((state / 'checkpoints').iterdir()))} trainings,"
-            f" {size(state) / 1e6:.0f} MB"
+            f"  {kept} workspaces, {trainings} trainings, {size(state) / 1e6:.0f} MB"
         )
         report("ten runs", lines)
+        print(lines[-1], flush=True)
         assert kept <= 3
-        assert len(list((state / "checkpoints").iterdir())) <= 4  # of the newest three and of the one that was killed
+        assert trainings <= 4  # of the newest three and of the one that was killed
     last = retrain(stack, **{"train.seed": 999})
     assert stack.wait(last, timeout=300).name == "Promoted", "\n".join(stack.logs(last))
     champion = aliases(stack)["champion"]

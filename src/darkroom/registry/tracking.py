@@ -45,6 +45,12 @@ class RegistryUnavailable(StageFailed):
     exit_code = 69  # EX_UNAVAILABLE of sysexits.h: whoever runs the command can tell that trying again makes sense
 
 
+class RegistryRefused(RegistryUnavailable):
+    """The server answers, and does not let this user: trying again changes nothing."""
+
+    exit_code = 1
+
+
 def import_mlflow() -> ModuleType:
     """MLflow, without telemetry, progress bars or pickle. Importing it takes seconds: do it where it is needed."""
     for name, value in _QUIET.items():
@@ -97,8 +103,9 @@ def unavailable_is_one_line(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        why = _refused(error) or f": {without_password(first_line(error), uri)}"
-        raise RegistryUnavailable(f"MLflow at {shown(uri)}{why}") from None
+        if why := _refused(error):
+            raise RegistryRefused(f"MLflow at {shown(uri)}{why}") from None
+        raise RegistryUnavailable(f"MLflow at {shown(uri)}: {without_password(first_line(error), uri)}") from None
 
 
 def _refused(error: BaseException) -> str | None:
