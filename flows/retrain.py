@@ -210,13 +210,14 @@ def sync(root: Path) -> "State[Any]":
 
 @task(cache_policy=NO_CACHE, task_run_name="restore", persist_result=False)
 def restore(root: Path) -> "State[Any]":
-    """Bring the outputs that `dvc.lock` names from the cache, so that an unchanged stage has nothing to do.
+    """Bring the outputs that `dvc.lock` names from cache or remote, so that an unchanged stage has nothing to do.
 
-    What is not there is computed or restored by its stage.
+    What is nowhere is computed by its stage: of stages that the lock says are up to date DVC asks no run cache.
     """
+    verb = "pull" if default_remote(root) else "checkout"
     try:
         if (root / "dvc.lock").is_file():
-            dvc(root, "checkout", "--quiet", "--allow-missing", log=get_run_logger().info)
+            dvc(root, verb, "--quiet", "--allow-missing", log=get_run_logger().info)
     except StageFailed as error:
         return Completed(name="Incomplete", message=str(error))
     return Completed()
