@@ -1,4 +1,7 @@
-"""The whole of a retraining, small: the real pipeline and registry, in workspaces of their own."""
+"""The whole of a retraining, small: the real pipeline and registry, in workspaces of their own.
+
+`make soak`: tests/stack does the same for every change, through a worker.
+"""
 
 import os
 import re
@@ -17,7 +20,7 @@ from darkroom.workspace import Workspace
 from tests.integration.retrain_project import git
 from tests.pipeline.project import ENVIRONMENT, change, make_small
 
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.soak]
 
 REPOSITORY = Path(__file__).parents[2]
 OPEN_GATE = {

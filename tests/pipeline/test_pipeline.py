@@ -97,6 +97,7 @@ def test_the_same_training_elsewhere_gives_the_same_lock(project, tmp_path):
     assert (other / "dvc.lock").read_text() == (project / "dvc.lock").read_text()
 
 
+@pytest.mark.soak  # that the weights have the same bits is in test_kills
 def test_a_killed_trainer_resumes_and_the_final_metrics_are_those_of_an_uninterrupted_run(tmp_path):
     whole, killed = (make_small(tmp_path / name, steps=150) for name in ("whole", "killed"))
     dvc(whole, "repro")

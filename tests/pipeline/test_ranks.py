@@ -48,7 +48,7 @@ def test_two_ranks_make_a_model_of_equal_quality(alone, tmp_path):
     assert outcomes(dvc(root, "repro")) == dict.fromkeys(STAGES, "skipped"), "ranks are no parameter"
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # of the training alone: tests/unit/training/test_ranks.py
 def test_a_rank_that_dies_ends_the_stage_and_the_same_command_carries_on(alone, tmp_path):
     root = make_small(tmp_path / "project", steps=100)
     running = subprocess.Popen(

@@ -99,7 +99,8 @@ def test_on_a_processor_the_network_stays_as_it_is(monkeypatch, tmp_path):
     assert (made.tried, list(tmp_path.iterdir())) == ([], [])
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+# Compiling takes a minute; both together is the harder of the two.
+@pytest.mark.parametrize("variant", [PLAIN, LAST, pytest.param(COMPILED, marks=pytest.mark.soak), BOTH], ids=str)
 @pytest.mark.slow
 def test_every_form_is_the_same_function_with_the_same_gradients(variant, oracle):
     plain = make_network(SMALL | {"num_res_blocks": 1}).train().requires_grad_(True)  # every kind of layer is there
