@@ -33,7 +33,7 @@ def project(dvc_project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -
     (root / "data" / "raw").mkdir(parents=True)
     (root / "data" / "raw" / ".gitkeep").touch()
     with (root / ".gitignore").open("a") as ignored:
-        ignored.write("/.darkroom/\n/data/raw/*\n!/data/raw/.gitkeep\n")
+        ignored.write((REPOSITORY / ".gitignore").read_text())
     git(root, "add", "-A")
     git(root, "commit", "-qm", "start")
     monkeypatch.setenv("DARKROOM_PROJECT", str(root))
@@ -350,12 +350,15 @@ def test_raw_data_that_dvc_tracks_is_there_after_a_sync(project: Path) -> None:
     photos = Workspace(project).raw / "photos"
     photos.mkdir(parents=True)
     (photos / "1.png").write_bytes(b"1")
-    with (project / ".gitignore").open("a") as ignored:
-        ignored.write("!/data/raw/*.dvc\n")
     dvc(project, "add", "data/raw/photos")
     git(project, "add", "--all")
     git(project, "commit", "-qm", "photos")
     with workspace("first", "HEAD") as root:
-        assert not (Workspace(root).raw / "photos").exists()
+        photos = Workspace(root).raw / "photos"
+        assert not photos.exists()
         raw_data.sync(Settings.from_environment(), root)
-        assert (Workspace(root).raw / "photos" / "1.png").read_bytes() == b"1"
+        assert (photos / "1.png").read_bytes() == b"1"
+        shutil.rmtree(photos)
+        dvc(root, "checkout", "--quiet")  # finds it by itself
+        assert (photos / "1.png").read_bytes() == b"1"
+        assert git(root, "status", "--porcelain") == ""
