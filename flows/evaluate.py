@@ -16,8 +16,8 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from darkroom.registry.lineage import SCORES
 from darkroom.workspace import Workspace
-from flows import raw_data
 from flows.command import run_flow
 from flows.darkroom_command import answer
 from flows.dvc_stage import Outcome, stage
@@ -27,6 +27,7 @@ from flows.notify import ended_badly
 from flows.processes import follow_parent
 from flows.release import DELAYS
 from flows.settings import Settings
+from flows.transfers import sync
 from flows.workspaces import workspace
 
 STAGES = ("prepare", "validate", "reference")  # all that a score needs beside the version
@@ -52,7 +53,7 @@ def evaluate(uri: str, ref: str = "HEAD", params: dict[str, Any] | None = None) 
         settings = Settings.from_environment()
         cast("State[str]", find(settings.project, uri, return_state=True)).result()
         with workspace(f"evaluate-{flow_run.id}", ref, params, logger.info) as root:
-            raw_data.sync(settings, root, logger.info)
+            cast("State[Any]", sync(root, return_state=True)).result()
             with gpu_slot():
                 for name in STAGES:
                     cast("State[Outcome]", stage(root, name, return_state=True)).result()
@@ -110,7 +111,7 @@ def score(root: Path, uri: str) -> "State[dict[str, Any]]":
 def figures(record: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each figure of a score record: unguided and guided with their spread over seeds, and the floor."""
     rows = []
-    for key in ("fid", "kid", "precision", "recall", "class_accuracy"):
+    for key in SCORES:
         row: dict[str, Any] = {"figure": key}
         for name in ("unguided", "guided"):
             estimate = record[name].get(key)

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from darkroom.params import GatePolicy
+from darkroom.registry.lineage import SCORES
 from flows.release import Promotion, Registered
 
 _CHECKS = (  # figure, bound, key of the policy
@@ -19,7 +20,6 @@ _CHECKS = (  # figure, bound, key of the policy
 )
 _COMPARED = ("unguided.fid", "unguided.class_accuracy", "guided.class_accuracy")  # with the champion's
 _REASON = re.compile(r"(?P<figure>\S+) is (?P<value>\S+): expected (?P<expected>.+)")
-_SCORES = ("fid", "kid", "precision", "recall", "class_accuracy")
 
 
 def verdict(name: str, registered: Registered, promotion: Promotion) -> str:
@@ -66,7 +66,7 @@ def figures_table(mine: Mapping[str, float], before: Mapping[str, float], titles
     """Scores with their spread over seeds, of this version and the one before, and of real images: the floor."""
     rows = []
     for kind in ("unguided", "guided"):
-        for score in _SCORES:
+        for score in SCORES:
             key = f"{kind}.{score}"
             if key in mine or key in before:
                 other = [_spread(before, key)] if before else []

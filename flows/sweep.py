@@ -22,7 +22,6 @@ from prefect.states import Completed, Failed
 from darkroom.errors import InputError, StageFailed
 from darkroom.files import read_json
 from darkroom.workspace import Workspace
-from flows import raw_data
 from flows.command import run_flow
 from flows.dvc_stage import dvc
 from flows.failures import EXPECTED, failed, if_interrupted
@@ -35,6 +34,7 @@ from flows.processes import follow_parent
 from flows.settings import Settings
 from flows.stage_output import StageLog, failure
 from flows.sweep_log import log_run
+from flows.transfers import sync
 from flows.workspaces import workspace
 
 RETRY_DELAYS = (10, 60)  # seconds before a combination that was stopped from outside carries on
@@ -85,7 +85,7 @@ def sweep(grid: dict[str, list[Any]], ref: str = "HEAD", max_runs: int = 50) -> 
         todo = combinations(grid, max_runs)
         with workspace(f"sweep-{flow_run.id}", ref, None, logger.info) as root:
             check(root, todo)
-            raw_data.sync(settings, root, logger.info)
+            cast("State[Any]", sync(root, return_state=True)).result()
             for number, combination in enumerate(todo, 1):
                 logger.info("combination %s of %s: %s", number, len(todo), title(combination))
                 trials.append(_one(root, combination, settings.repository))

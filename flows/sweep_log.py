@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from darkroom.files import digest_json, read_json
+from darkroom.registry.lineage import SCORES
 from darkroom.workspace import Workspace
 from flows.failures import EXPECTED, failed, if_unavailable
 from flows.release import DELAYS
@@ -80,7 +81,7 @@ def figures(record: dict[str, Any]) -> dict[str, float]:
     """The figures of a score record, by the names that the registry gives them: unguided.fid and so on."""
     found: dict[str, float] = {}
     for name in ("unguided", "guided"):
-        for key in ("fid", "kid", "precision", "recall", "class_accuracy"):
+        for key in SCORES:
             if estimate := record[name].get(key):
                 found[f"{name}.{key}"] = estimate["value"]
                 if estimate["spread"] is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from darkroom.errors import InputError
 from darkroom.evaluation.protocol import Estimate, ScoreRecord, SetScore
 from darkroom.registry.gate import ProtocolMismatch, fid_error, require_same_protocol, share_error
+from darkroom.registry.lineage import SCORES
 from darkroom.registry.provenance import differences, params_of, read_project
 from darkroom.registry.tracking import connect, current, tracking_uri, unavailable_is_one_line
 from darkroom.registry.versions import PROTOCOL_TAG, WEIGHTS_TAG, find_by_uri, stored_scores
@@ -131,7 +132,7 @@ def compare_figures(mine: ScoreRecord, theirs: ScoreRecord, margin: float) -> li
     for place in ("unguided", "guided"):
         one: SetScore = getattr(mine, place)
         other: SetScore = getattr(theirs, place)
-        for key in ("fid", "kid", "precision", "recall", "class_accuracy"):
+        for key in SCORES:
             left: Estimate | None = getattr(one, key)
             right: Estimate | None = getattr(other, key)
             if left is None or right is None:

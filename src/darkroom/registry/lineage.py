@@ -19,6 +19,8 @@ from darkroom.workspace import Workspace
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SCORES = ("fid", "kid", "precision", "recall", "class_accuracy")  # what samples and real images both have
+
 _SYNCED_TAG = "darkroom.synced"
 
 
@@ -41,7 +43,7 @@ def score_figures(record: ScoreRecord) -> dict[str, float]:
     """The figures that there are for people to compare, by the names they have everywhere: `unguided.fid` and so on."""
     figures: dict[str, float | None] = {}
     for name, score in (("unguided", record.unguided), ("guided", record.guided)):
-        for key in ("fid", "kid", "precision", "recall", "class_accuracy"):
+        for key in SCORES:
             estimate: Estimate | None = getattr(score, key)
             if estimate is not None:
                 figures |= {f"{name}.{key}": estimate.value, f"{name}.{key}_spread": estimate.spread}
@@ -50,7 +52,7 @@ def score_figures(record: ScoreRecord) -> dict[str, float]:
         if score.class_accuracies is not None:
             figures[f"{name}.worst_class_accuracy"] = min(score.class_accuracies)
     figures["raw.fid"] = record.raw_fid
-    for key in ("fid", "kid", "precision", "recall", "class_accuracy"):
+    for key in SCORES:
         figures[f"floor.{key}"] = getattr(record.floor, key)
     return {key: value for key, value in figures.items() if value is not None}
 
