@@ -41,6 +41,7 @@ def main() -> int:
                 set_limit(client, os.environ.get("DARKROOM_GPU_LIMIT") or "gpu", count_gpus() or 1),
                 *set_automations(client, os.environ.get("DARKROOM_WEBHOOK")),
                 *deploy(client, workspace.root, pool),
+                *look_at_leases(client),
             ):
                 print(line, flush=True)
     except (InputError, StageFailed) as error:
@@ -124,6 +125,23 @@ def set_limit(client: "SyncPrefectClient", name: str, slots: int) -> str:
         return f"limit {name}: as it was, {before.limit} at once"
     client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active=True))
     return f"limit {name}: switched on, {before.limit} at once"
+
+
+def look_at_leases(client: "SyncPrefectClient") -> list[str]:
+    """A warning where the server keeps in memory who holds a slot; nothing where it does not say (Prefect Cloud)."""
+    import httpx
+
+    try:
+        settings = client._client.get("/admin/settings").json()
+        storage = str(settings["server"]["concurrency"]["lease_storage"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return []
+    if not storage.endswith(".memory"):
+        return []
+    return [
+        "warning: this server forgets at a restart who holds a slot: runs under way end, and slots stay taken; set "
+        f"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={storage.removesuffix('memory')}filesystem for it"
+    ]
 
 
 def count_gpus() -> int:

@@ -136,7 +136,12 @@ def _prefect(settings: StackSettings, postgres: Postgres | None) -> Service:
     return Service(
         name="prefect",
         command=[*server, "--host", HOST, "--port", settings["PREFECT_PORT"]],
-        environment=_environment(settings, PREFECT_SERVER_DATABASE_CONNECTION_URL=uri),
+        environment=_environment(
+            settings,
+            # In memory, as is the default, a restart would forget who holds which slot: runs under way would end.
+            PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="prefect.server.concurrency.lease_storage.filesystem",
+            PREFECT_SERVER_DATABASE_CONNECTION_URL=uri,
+        ),
         healthy=lambda: _answers(f"{url}/api/health"),
         needs=("postgres",) if postgres else (),
         port="PREFECT_PORT",

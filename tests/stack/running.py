@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import httpx
 import psutil
 from mypy_boto3_s3 import S3Client
 from prefect.client.orchestration import SyncPrefectClient
@@ -302,7 +303,7 @@ class Stack:
         """Wait for something; fail with what the stack said if it does not come."""
         deadline = time.monotonic() + timeout
         while True:
-            with suppress(OSError, KeyError, json.JSONDecodeError):
+            with suppress(OSError, KeyError, json.JSONDecodeError, httpx.TransportError):
                 if condition():
                     return
             ended = self.process is None or self.process.poll() is not None

@@ -1,7 +1,7 @@
 """What happens to unattended runs: schedules, new data, refusals, cancellations, kills, servers that are down.
 
-`pytest -m stack` runs what every change runs; `make soak` adds machines that vanish, two minutes without MLflow, and
-ten runs in a row with kills at random. The run ends with the time that each took.
+`pytest -m "stack and not soak"` runs what every change runs; `make soak` adds machines that vanish, minutes without
+MLflow or Prefect's server, and ten runs in a row with kills at random. The run ends with the time that each took.
 """
 
 import os
@@ -179,6 +179,26 @@ def test_mlflow_may_be_down_in_training_and_in_registration(stack: Stack, second
     history = stack.mlflow().get_metric_history(version.run_id, "loss")
     assert history[0].step <= 10
     assert history[-1].step == 400
+
+
+@pytest.mark.parametrize("seconds", [0, pytest.param(100, marks=pytest.mark.soak)])
+def test_prefects_server_may_die_in_training_and_be_away_for_more_than_three_heartbeats(
+    stack: Stack, seconds: int
+) -> None:
+    run = retrain(stack, **{"train.seed": 1000 + seconds, "train.steps": 400})
+    in_training(stack, run)
+    stack.kill("prefect")
+    stack.until(lambda: not stack.is_well(), 30, "the server to be missed")
+    if seconds:
+        stack.stop_service("prefect")
+        stack.until(lambda: not stack.running("darkroom.stages.train"), 180, "the training to end")
+        time.sleep(seconds)
+        stack.start_service("prefect")
+    stack.until(stack.is_well, 120, "the server to be back")
+    # For a moment it may take the run for dead, which is an end as well.
+    done = lambda: stack.state(run).name in ("Promoted", "Kept")  # noqa: E731
+    stack.until(done, 400, "the run to end", lambda: "\n".join([stack.state(run).name or "", *stack.logs(run)]))
+    assert aliases(stack)["champion"] in str(stack.artifacts(run)["retrain"].data)
 
 
 @pytest.mark.parametrize(

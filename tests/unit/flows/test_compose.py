@@ -1,5 +1,6 @@
 """compose.yaml and `make stack` are one stack: same services, same settings; and what containers must have."""
 
+import importlib
 import os
 import re
 import stat
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.settings.models.server.concurrency import ServerConcurrencySettings
 
 from darkroom.errors import InputError
 from flows.processes import GRACE
@@ -46,6 +48,15 @@ def test_runs_are_told_the_same_in_both(settings: StackSettings) -> None:
     image = {"DARKROOM_PROJECT", "DARKROOM_STATE"}  # what the image settles
     assert set(client_environment(settings)) - image <= set(SERVICES["worker"]["environment"])
     assert "ENV DARKROOM_PROJECT=/app" in (ROOT / "Dockerfile").read_text()
+
+
+def test_a_restart_of_prefects_server_forgets_nothing_in_either(settings: StackSettings) -> None:
+    (local,) = (service.environment for service in services(settings) if service.name == "prefect")
+    composed = SERVICES["prefect"]["environment"]
+    name = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+    assert importlib.import_module(composed[name]).ConcurrencyLeaseStorage
+    assert local[name] == composed[name] != ServerConcurrencySettings.model_fields["lease_storage"].default
+    assert f"prefect:{Path(composed['PREFECT_HOME']).parent}" in SERVICES["prefect"]["volumes"]
 
 
 def test_every_service_has_a_health_check_a_user_and_a_process_1_that_passes_signals_on() -> None:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import httpx
 import pytest
 import yaml
 from prefect.cli.deploy._models import PrefectYamlModel
@@ -82,6 +84,17 @@ def test_set_up_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert deploy.main() == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("PREFECT_API_URL is not set: expected the address of a Prefect server")
+
+
+@pytest.mark.parametrize("storage", ["memory", "filesystem", None])
+def test_a_server_that_would_forget_its_slots_is_warned_of(storage: str | None) -> None:
+    module = f"prefect.server.concurrency.lease_storage.{storage}"
+    answer: Any = {"server": {"concurrency": {"lease_storage": module}}} if storage else {"detail": "Not Found"}
+    client = MagicMock()
+    client._client.get.return_value = httpx.Response(200 if storage else 404, json=answer)
+    lines = deploy.look_at_leases(client)
+    assert len(lines) == (storage == "memory")
+    assert all(line.endswith("=prefect.server.concurrency.lease_storage.filesystem for it") for line in lines)
 
 
 def test_a_pool_whose_package_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
