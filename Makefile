@@ -40,9 +40,8 @@ help:
 run: setup  ## reproduce the pipeline, register the model, promote it if the gate lets it pass
 	@$(RUN) python -m flows.retrain $(ARGS)
 
-# One process more than there are cores: tests of servers and workers wait a third of their time.
 test: lint  ## all checks: lint, types, tests (ARGS="-k digest" picks some)
-	@$(RUN) python -m pytest -n $$(( $$(nproc) + 1 )) --dist loadfile $(ARGS)
+	@$(RUN) python -m pytest -n auto --dist loadfile $(ARGS)
 
 soak: setup  ## what takes too long for every change: the gate on twenty noisy copies, ten runs with kills at random
 	@$(RUN) python -m pytest -m soak -s $(ARGS)

@@ -18,6 +18,8 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from tests.task_runs import settled_task_runs
+
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 Project = Callable[..., Path]
@@ -89,7 +91,7 @@ def task_runs() -> list[Any]:
             limit=1,
         )[0]
         of_it = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
-        return client.read_task_runs(flow_run_filter=of_it)
+        return settled_task_runs(client, of_it)
 
 
 def task_states() -> dict[str, str]:

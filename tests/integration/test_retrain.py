@@ -23,6 +23,7 @@ from tests.integration.retrain_project import (
     promotion,
     registered,
 )
+from tests.task_runs import settled_task_runs
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -74,7 +75,7 @@ def latest() -> tuple[FlowRun, dict[str, str]]:
         runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=10)
         run = next(run for run in runs if run.name.startswith("retrain-"))
         of_it = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
-        tasks = client.read_task_runs(flow_run_filter=of_it)
+        tasks = settled_task_runs(client, of_it)
         return run, {found.name.removesuffix("-0"): found.state.name for found in tasks if found.state}
 
 
