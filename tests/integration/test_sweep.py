@@ -79,13 +79,15 @@ def test_a_sweep_makes_experiments_runs_and_a_table_and_another_one_carries_on(p
     assert f"{measured['unguided']['fid']['value']:.3f}" == rows[0]["FID"].split(" ± ")[0]
     subprocess.run(["git", "checkout", "-q", "."], cwd=project, check=True)
 
-    # Again: what was finished is restored, and its runs are found.
-    assert run({"train.steps": [20, 10], "sample.guidance_scale": [1.0]}).is_completed()
-    again = table()
-    assert [row["outcome"] for row in again] == ["Restored", "Restored"]
-    changes = ("outcome", "seconds")
-    assert again == [row | {key: new[key] for key in changes} for row, new in zip(rows, again, strict=True)]
-    assert len(runs_of(project)) == 4
+    # Again, with one more: what was finished is restored, and its runs are found.
+    assert run({"train.steps": [10, 20, 15], "sample.guidance_scale": [1.0]}).is_completed()
+    again = {row["train.steps"]: row for row in table()}
+    assert [again[steps]["outcome"] for steps in (10, 20, 15)] == ["Restored", "Restored", "Ran"]
+    for row in rows:
+        assert again[row["train.steps"]] == row | {
+            key: again[row["train.steps"]][key] for key in ("outcome", "seconds")
+        }
+    assert len(runs_of(project)) == 6
     assert not list((project / ".darkroom" / "workspaces").glob("*"))
 
 
