@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darkroom.arithmetic import precision_on
 from darkroom.nets.convolution import PackedConv, SiLUConv, UpsampledConv
 from darkroom.nets.unet import ResidualBlock, SelfAttention, UNet, Upsample
 
@@ -28,7 +29,7 @@ _NO_LABELS = "a class-conditional network needs labels; the null class stands fo
 class InferenceUNet:
     """`unet` with the weights it has now, on the device where it is, for drawing: no gradients, no dropout.
 
-    `precision` "bf16" rounds weights to bf16 and computes in bf16 where that is faster (`_native_bf16`), else in fp32.
+    `precision` "bf16" rounds weights to bf16 and computes in bf16 where that is faster (`precision_on`), else in fp32.
     `compile` hands the network to torch.compile, which takes a minute or so for each number of rows in use.
 
     Takes up to five times the memory of the weights on a processor. On a GPU, for one thread at a time.
@@ -38,7 +39,7 @@ class InferenceUNet:
     def __init__(self, unet: UNet, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False) -> None:  # noqa: A002
         network = copy.deepcopy(unet).eval()
         self._device = next(network.parameters()).device
-        self._dtype = torch.bfloat16 if precision == "bf16" and _native_bf16(self._device) else torch.float32
+        self._dtype = torch.bfloat16 if precision_on(self._device, precision) == "bf16" else torch.float32
         if precision == "bf16":
             for conv in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
                 conv.weight.copy_(conv.weight.bfloat16())
@@ -149,14 +150,6 @@ class InferenceUNet:
         conditions = torch.randn(1, self._project.out_features, generator=generator).to(self._device, self._dtype)
         x = x.repeat(size, 1, 1, 1).contiguous(memory_format=torch.channels_last)
         return self._denoise(x, conditions.repeat(size, 1))
-
-
-def _native_bf16(device: torch.device) -> bool:
-    """Whether bf16 is the faster arithmetic. Without AMX, Intel's bf16 products take longer than its fp32 ones."""
-    if device.type != "cpu":
-        return True
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("amx_bf16") or (able.get("avx512_bf16") and "Intel" not in str(able.get("cpu_name"))))
 
 
 def _make_ready(network: UNet, dtype: torch.dtype) -> nn.Linear:

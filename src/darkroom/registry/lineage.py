@@ -12,7 +12,7 @@ from darkroom.evaluation.protocol import Estimate, ScoreRecord
 from darkroom.files import digest_file, digest_json, read_json
 from darkroom.params import Params
 from darkroom.registry.outputs import Outputs, read_outputs
-from darkroom.registry.runs import ensure_run, write_history
+from darkroom.registry.runs import PRECISION_TAG, ensure_run, write_history
 from darkroom.registry.tracking import connect, tracking_uri, unavailable_is_one_line
 from darkroom.workspace import Workspace
 
@@ -66,6 +66,7 @@ def lineage_tags(workspace: Workspace, params: Params, outputs: Outputs) -> dict
         "darkroom.protocol": outputs.record.protocol_digest,
         "darkroom.data_digest": card.data_digest,
         "darkroom.data_source": params.data.source,
+        PRECISION_TAG: str(outputs.run.get("precision", params.train.precision)),
         **_data_tags(workspace.prepared, card.data_digest),
         "darkroom.validated": str(is_validated(workspace, card.data_digest)).lower(),
         **({"darkroom.dvc_lock": digest_file(lock)} if lock.is_file() else {}),

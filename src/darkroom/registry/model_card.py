@@ -229,7 +229,7 @@ def _training(known: _Known) -> list[str]:
     return bullets(
         [
             f"{run['steps']:,} steps{seen}, batch {train.batch_size:,}, learning rate {train.learning_rate:g}, "
-            f"{train.precision}{loss}.",
+            f"{_precision(train.precision, run.get('precision'))}{loss}.",
             f"EMA with decay {train.ema_decay:g}; {percent(train.label_dropout)} of labels dropped; predicts "
             f"{train.prediction}, loss weighting {train.loss_weighting}.",
             f"Forward process: {train.schedule.name}, {train.schedule.num_timesteps:,} timesteps. UNet: channels "
@@ -261,6 +261,12 @@ def _loading(known: _Known) -> list[str]:
         "guidance outside 0 to 100, a seed both as a column and as a parameter, more than 256 images or 64,000 rows "
         "through the network in one request (whoever serves the model can set other bounds).",
     ]
+
+
+def _precision(asked: str, computed: str | None) -> str:
+    if computed in (asked, None):
+        return asked
+    return f"{computed} ({asked} was asked for, which the device had no fast arithmetic for)"
 
 
 def _drawing(protocol: Protocol) -> str:

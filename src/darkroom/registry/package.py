@@ -30,6 +30,7 @@ REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "PyYAML", "sa
 # The part of this project that draws; likewise.
 CODE = (
     "__init__.py",
+    "arithmetic.py",
     "device.py",
     "diffusion",
     "errors.py",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FINGERPRINT_TAG = "darkroom.fingerprint"
+PRECISION_TAG = "darkroom.precision"  # that the training was computed in; the parameter says what was asked for
 
 _BATCH = 1000  # metrics per request, MLflow's limit
 _CLOSE_SECONDS = 8.0  # that a finished training waits for its last points to arrive
@@ -164,6 +165,7 @@ class TrainingLog:
         self._pending: list[tuple[int, dict[str, float]]] = []  # (milliseconds, row)
         self._known: dict[str, set[int]] = {}  # the steps that the run has, by metric
         self._status: str | None = None
+        self._last_tags: dict[str, str] = {}
         self._wake, self._closing = threading.Event(), threading.Event()
         self._warned = False
         self._thread = threading.Thread(target=self._work, name="mlflow-log", daemon=True)
@@ -194,9 +196,12 @@ class TrainingLog:
             self._pending += [(now, dict(row)) for row in rows]
         self._wake.set()
 
-    def close(self, status: str) -> None:
-        """End the run as FINISHED, KILLED or FAILED. Waits at most `_CLOSE_SECONDS` for what is still under way."""
-        self._status = status
+    def close(self, status: str, tags: dict[str, str] | None = None) -> None:
+        """End the run as FINISHED, KILLED or FAILED, with `tags` more.
+
+        Waits at most `_CLOSE_SECONDS` for what is still under way.
+        """
+        self._status, self._last_tags = status, tags or {}
         self._closing.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -250,6 +255,8 @@ class TrainingLog:
 
     def _terminate(self) -> None:
         if self._client is not None and self._run_id is not None and self._status is not None:
+            for key, value in self._last_tags.items():
+                self._client.set_tag(self._run_id, key, value)
             self._client.set_terminated(self._run_id, status=self._status)
 
     def _warn(self, error: BaseException) -> None:

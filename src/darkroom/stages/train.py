@@ -13,7 +13,7 @@ from darkroom.errors import Interrupted
 from darkroom.params import Params
 from darkroom.progress import progress
 from darkroom.registry.mirror import S3Mirror
-from darkroom.registry.runs import TrainingLog
+from darkroom.registry.runs import PRECISION_TAG, TrainingLog
 from darkroom.stages import environment
 from darkroom.stages.runner import main
 from darkroom.training import checkpoints, outputs
@@ -69,7 +69,7 @@ def _train_and_report(job: _Job, device: torch.device, ranks: Ranks) -> None:
         if mirror:
             mirror.pull(job.directory)
         log = TrainingLog.open(job.workspace, job.fingerprint, job.params, {"darkroom.data_digest": job.info.digest})
-        status = "FAILED"
+        status, tags = "FAILED", {}
         try:
             with progress("training", settings.steps, "steps") as advance:
 
@@ -86,12 +86,12 @@ def _train_and_report(job: _Job, device: torch.device, ranks: Ranks) -> None:
 
                 trained = _train(job, device, ranks, on_tick, on_resume, mirror)
             _write_outputs(job, trained, history)
-            status = "FINISHED"
+            status, tags = "FINISHED", {PRECISION_TAG: trained.precision}
         except (Interrupted, KeyboardInterrupt):
             status = "KILLED"
             raise
         finally:
-            log.close(status)
+            log.close(status, tags)
 
 
 def _train(

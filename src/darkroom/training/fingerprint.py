@@ -33,6 +33,10 @@ CODE = (
 
 
 def training_fingerprint(params: TrainParams, data_digest: str) -> str:
-    """sha256 over parameters, prepared data and code: 64 hexadecimal digits. Equal fingerprints train equal weights."""
+    """sha256 over parameters, prepared data and code: 64 hexadecimal digits.
+
+    Equal fingerprints train equal weights on one kind of device. In which arithmetic a bf16 recipe computes is the
+    device's matter (`darkroom.arithmetic`); it is kept with the checkpoints and recorded in `run.json`.
+    """
     code = digest_tree(_PACKAGE, [_PACKAGE / part for part in CODE])
     return digest_json({"code": code, "data": data_digest, "params": params.model_dump()})

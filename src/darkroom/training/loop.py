@@ -4,6 +4,7 @@ Step k of batch size B is about the global samples k B … k B + B - 1. It goes 
 `micro_batch` images on each rank, averages the gradients, and makes one update, the same on every rank.
 """
 
+import logging
 import math
 import signal
 import threading
@@ -13,10 +14,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from darkroom.arithmetic import precision_on, speed
 from darkroom.diffusion.objective import diffusion_loss
 from darkroom.errors import InputError, Interrupted, StageFailed
 from darkroom.params import TrainParams
@@ -27,11 +30,12 @@ from darkroom.training.distributed import Ranks, accumulating, wrap
 from darkroom.training.ema import DEFAULT_WIDTHS
 from darkroom.training.mirroring import Mirror
 from darkroom.training.snapshots import missing_snapshots, snapshot_steps, write_snapshot
-from darkroom.training.state import TrainingState
+from darkroom.training.state import IN_BF16, TrainingState
 from darkroom.training.ticks import Meter, Tick, steps_per_tick, training_flops
 
 PATIENCE = 20  # updates that may be skipped in a row
 _GO_ON, _SAVE, _STOP = range(3)  # what a rank wishes
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Trained:
 
     raw: nn.Module
     ema: nn.Module
+    precision: str  # that its last steps were computed in
 
 
 def learning_rate(params: TrainParams, step: int) -> float:
@@ -78,20 +83,23 @@ def train(
     If `directory` holds a checkpoint, training starts there and `on_resume` gets its step; the result is the same to
     the last bit. SIGTERM or SIGINT finishes the step, saves and raises Interrupted. Every rank has to call this; rank
     0 alone reads and writes `directory`. `micro_batch` images of a batch are computed at once on each rank, by default
-    all that it has.
+    all that it has. A training that asks for bf16 on a device where fp32 is as fast starts in fp32; one that is resumed
+    keeps to the arithmetic that it began in, wherever it is.
 
     Raises StageFailed when loss or gradients stay not finite or when what has to be written cannot be, and InputError
     for a batch that cannot be divided as asked.
     """
     ranks, saving = ranks or Ranks(), saving or Saving()
+    found = checkpoints.load_newest(directory, fingerprint) if ranks.is_first else None
+    params = params.model_copy(update={"precision": _precision(params, found, batches.images.device, ranks)})
     work = _Work.divide(batches, params, ranks, micro_batch)
     with (
         _arithmetic(params.precision, work.device),
         closing(checkpoints.Saver(directory, fingerprint, mirror=saving.mirror)) as saver,
     ):
         flops = work.flops(network)  # before it may be compiled
-        state, first = _start(network, work, directory, fingerprint)
-        step = first
+        state, first = _start(network, work, directory, found)
+        found, step = None, first  # without a second copy of all tensors
         if step:
             on_resume(step)
         model = wrap(state.network.train(), work.device, ranks)
@@ -136,7 +144,7 @@ def train(
                         )
             if step > first:
                 save(wait=True)
-    return Trained(state.network, state.ema.network)
+    return Trained(state.network, state.ema.network, params.precision)
 
 
 @dataclass(frozen=True)
@@ -198,10 +206,33 @@ class _Work:
         return losses
 
 
-def _start(network: nn.Module, work: _Work, directory: Path, fingerprint: str) -> tuple[TrainingState, int]:
-    """The state to go on from and its step, the same on all ranks: rank 0 reads it."""
+def _precision(
+    params: TrainParams, found: checkpoints.Checkpoint | None, device: torch.device, ranks: Ranks
+) -> Literal["fp32", "tf32", "bf16"]:
+    """What to compute in, the same on all ranks: as the training began, or what is fastest on the first rank's device.
+
+    A resumed training repeats the unbroken one to the last bit, so another device does not change its arithmetic.
+    """
+    if params.precision != "bf16":
+        return params.precision
+    in_bf16 = False
+    if ranks.is_first and found is None:
+        in_bf16 = precision_on(device, params.precision) == "bf16"
+    elif ranks.is_first and found is not None:
+        in_bf16 = bool(found.tensors[IN_BF16])
+        if in_bf16 != speed(device).bf16_is_faster:
+            kept, other = ("bf16", "fp32") if in_bf16 else ("fp32", "bf16")
+            _log.info(
+                "this training began in %s and goes on in it; on %s %s is faster", kept, speed(device).name, other
+            )
+    return "bf16" if ranks.agree(int(in_bf16), patient=True) else "fp32"
+
+
+def _start(
+    network: nn.Module, work: _Work, directory: Path, found: checkpoints.Checkpoint | None
+) -> tuple[TrainingState, int]:
+    """The state to go on from and its step, the same on all ranks: rank 0 has `found` it."""
     params, ranks = work.params, work.ranks
-    found = checkpoints.load_newest(directory, fingerprint) if ranks.is_first else None
     step, variant = ranks.agree(found.step if found else 0, patient=True), kernels.PLAIN
     if ranks.is_first:
         past = [past for past in snapshot_steps(params.steps, params.ema_snapshots) if past <= step]
@@ -213,7 +244,6 @@ def _start(network: nn.Module, work: _Work, directory: Path, fingerprint: str) -
     state = TrainingState(network, params)
     if found:
         state.load(found.tensors)
-        del found  # a second copy of all tensors
     if step:
         ranks.broadcast(state.tensors().values())
     return state, step

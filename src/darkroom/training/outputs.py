@@ -57,6 +57,7 @@ def write_record(models: Path, trained: Trained, params: TrainParams, card: Mode
         "raw_digest": digest_file(models / RAW_FILE),
         "steps": params.steps,
         "images": params.steps * params.batch_size,
+        "precision": trained.precision,
         "parameters": sum(parameter.numel() for parameter in trained.ema.parameters()),
         "final_loss": history.rows()[-1]["loss"],
     }

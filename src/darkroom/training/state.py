@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from darkroom.params import TrainParams
 from darkroom.training.ema import EMA, PowerEMA
 
+IN_BF16 = "in_bf16"  # the tensor () that says in which arithmetic the training computes
+
 
 class TrainingState:
     """Weights, averages, optimizer and counters of `network`, on its device. Nothing here waits for a GPU."""
@@ -26,6 +28,7 @@ class TrainingState:
             }
         self.sums = torch.zeros(3, device=device)  # since the last tick: loss, gradient norm, number of skipped updates
         self.skipped_in_a_row = torch.zeros((), device=device)
+        self._in_bf16 = torch.tensor(float(params.precision == "bf16"), device=device)
         self._skipped = torch.tensor([0.0, 0.0, 1.0], device=device)  # what such an update adds to the sums
 
     def update(self, step: int, rate: float, loss: Tensor, gradient_clip: float) -> None:
@@ -58,7 +61,8 @@ class TrainingState:
         for name, parameter in self.network.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        return tensors | {"sums": self.sums, "skipped_in_a_row": self.skipped_in_a_row}
+        counters = {"sums": self.sums, "skipped_in_a_row": self.skipped_in_a_row}
+        return tensors | counters | {IN_BF16: self._in_bf16}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
