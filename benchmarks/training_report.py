@@ -63,7 +63,7 @@ def _section(result: Result) -> str:
     parts = [f"**{sentence(result['machine'])}**", networks_table(result["models"])]
     if on_cpu:
         parts.append(_cpu_table(on_cpu, result["models"]))
-        if all(precisions(case) == ["fp32", "bf16"] for case in on_cpu):
+        if all("fp32" in precisions(case) for case in on_cpu):
             parts.append(_users_table(on_cpu))
     if on_gpu:
         parts.append(_gpu_table(on_gpu, result))

@@ -214,11 +214,21 @@ def test_training_is_compared_at_equal_precision_and_as_users_run_it() -> None:
     assert users in rendered
 
 
-def test_one_precision_alone_is_not_what_users_run() -> None:
-    seconds = {name: times for name, times in trained()["seconds"].items() if name.endswith("fp32")}
-    rendered = training_report.render([result(trained(seconds=seconds))])
-    assert "| A64 | fp32 |" in rendered
-    assert "as users run them" not in rendered
+def test_fp32_is_what_users_run_where_bf16_is_slow_and_bf16_alone_compares_with_nobody() -> None:
+    def rendered(precision: str) -> str:
+        seconds = {name: times for name, times in trained()["seconds"].items() if name.endswith(precision)}
+        return training_report.render([result(trained(seconds=seconds))])
+
+    assert "| A64 | darkroom fp32 | denoising-diffusion-pytorch fp32 |" in rendered("fp32")
+    assert "as users run them" not in rendered("bf16")
+
+
+def test_a_limited_processor_is_a_machine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    limited = machine.describe()
+    assert "limited to avx2" in machine.sentence(limited)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert machine.slug(limited) == f"{machine.slug(machine.describe())}-avx2"
 
 
 def test_a_gpu_trains_at_a_share_of_a_known_peak() -> None:
