@@ -6,11 +6,11 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pytest
 import yaml
 
 from darkroom.evaluation.code import CODE as MEASURED
 from darkroom.training.fingerprint import CODE as FINGERPRINTED
+from tests.loops import each
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "darkroom"
@@ -44,6 +44,7 @@ LOOK_ON |= {"arithmetic"}  # what is fast on a machine, like its device, is no p
 LOOK_ON |= {"stages.environment", "registry.extractor_weights"}  # what that fetches is known by its digest
 
 
+@cache
 def modules():
     return {
         ".".join(p.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCE.rglob("*.py")
@@ -63,6 +64,7 @@ def imports(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
+@cache
 def own(path: Path) -> set[str]:
     """The project's modules that a file imports, without the leading package."""
     known, found = modules(), set()
@@ -80,12 +82,12 @@ def test_every_module_has_a_place_in_the_layers():
     assert {name.split(".")[0] for name in modules()} - {"__init__"} == set(RANK)
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_point_one_way(name):
-    package = name.split(".")[0]
-    for imported in own(modules()[name]) - {"__init__"}:
-        other = imported.split(".")[0]
-        assert other == package or RANK[other] < RANK[package], f"{name} imports {imported}"
+def test_imports_point_one_way():
+    for name, path in modules().items():
+        package = name.split(".")[0]
+        for imported in own(path) - {"__init__"}:
+            other = imported.split(".")[0]
+            assert other == package or RANK[other] < RANK[package], f"{name} imports {imported}"
 
 
 def test_the_library_never_imports_the_flows():
@@ -146,7 +148,7 @@ def test_the_protocol_covers_the_code_that_draws_and_measures():
     assert not shaping - covered
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES))
+@each("stage", sorted(STAGES))
 def test_stages_declare_the_code_they_run(stage):
     known, reached = modules(), closure(stage)
     declared = [ROOT / dependency for dependency in STAGES[stage]["deps"] if dependency.startswith("src/")]
@@ -159,7 +161,7 @@ def test_stages_declare_the_code_they_run(stage):
         assert any(f == known[name] for f in files for name in reached), f"{stage} declares {path} and never runs it"
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES))
+@each("stage", sorted(STAGES))
 def test_every_stage_runs_its_own_script(stage):
     assert STAGES[stage]["cmd"] == f"python -m darkroom.stages.{stage}"
     assert len((SOURCE / "stages" / f"{stage}.py").read_text().splitlines()) <= 150

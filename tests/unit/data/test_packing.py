@@ -120,9 +120,10 @@ def test_statistics_count_every_decoded_image(folder: Path, data_params: Make) -
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of four images, so that 30 make 8."""
+    """Chunks of four images, so that 30 make 8, all in this process."""
     monkeypatch.setattr(packing, "CHUNK_BYTES", 4 * 64)
     monkeypatch.setattr(packing, "_CHUNK_IMAGES", (1, 4096))
+    monkeypatch.setattr(packing, "worker_count", lambda: 1)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -157,7 +158,6 @@ def test_an_error_leaves_what_was_there_and_the_next_run_makes_only_what_is_miss
 
     broken: list[bool] = []
     monkeypatch.setattr(packing, "make_chunk", make)
-    monkeypatch.setattr(packing, "worker_count", lambda: 1)
     (folder / "ant" / "00.png").touch()
     with pytest.raises(type(error)):
         prepare(folder.parent, data_params())

@@ -29,6 +29,7 @@ from darkroom.diffusion.samplers import (
 )
 from darkroom.diffusion.schedules import Schedule, cosine, linear
 from darkroom.diffusion.timesteps import spaced_timesteps
+from tests.loops import each
 from tests.unit.diffusion.mixture import Mixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # within diffusers
@@ -85,9 +86,9 @@ def seeded(seed: int = 1) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("make", [linear, cosine])
-@pytest.mark.parametrize(("steps", "tolerance"), [(10, 2e-5), (13, 2e-5), (50, 2e-5), (1000, 3e-4)])
-@pytest.mark.parametrize(("sampler", "variance_type"), [(ddpm, "fixed_small"), (ddpm_beta, "fixed_large")])
+@each("make", [linear, cosine])
+@each(("steps", "tolerance"), [(10, 2e-5), (13, 2e-5), (50, 2e-5), (1000, 3e-4)])
+@each(("sampler", "variance_type"), [(ddpm, "fixed_small"), (ddpm_beta, "fixed_large")])
 def test_ddpm_agrees_with_diffusers(oracle, make, steps, tolerance, sampler, variance_type):
     # diffusers raises beta-tilde to 1e-20 at least, which is a standard deviation of 1e-10 where ours is 0; and it
     # omits the noise at t = 0, ours at the last timestep whichever that is: these lists end at 0.
@@ -112,12 +113,12 @@ def test_ddpm_takes_any_list_of_timesteps_as_diffusers_does(oracle):
     oracle("ddpm, clipped, trailing from λ = -5.1", "diffusers DDPMScheduler fixed_small", difference, 2e-5)
 
 
-@pytest.mark.parametrize("make", [linear, cosine])
-@pytest.mark.parametrize(
+@each("make", [linear, cosine])
+@each(
     ("spacing", "steps"),
     [("leading", 7), ("leading", 10), ("leading", 50), ("leading", 300), ("trailing", 10), ("trailing", 50)],
 )
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@each("eta", [0.0, 0.5, 1.0])
 def test_ddim_agrees_with_diffusers(oracle, make, spacing, steps, eta):
     schedule, x = make(1000), noise(2)
     denoise, timesteps = MIXTURE.denoiser(schedule), spaced_timesteps(schedule, steps, spacing, clip_start=False)
@@ -131,7 +132,7 @@ def test_ddim_agrees_with_diffusers(oracle, make, spacing, steps, eta):
     oracle(f"ddim, eta = {eta}, {make.__name__}, {spacing}", "diffusers DDIMScheduler", difference, tolerance)
 
 
-@pytest.mark.parametrize(
+@each(
     ("threshold", "settings"),
     [("static", {"clip_sample": True}), ("dynamic", {"thresholding": True, "sample_max_value": 1e9})],
 )
@@ -147,8 +148,8 @@ def test_ddim_with_a_threshold_derives_the_noise_anew_as_diffusers_does(oracle, 
     oracle(f"ddim, {threshold} threshold", "diffusers DDIMScheduler", rms(ours - reference), 1e-6)
 
 
-@pytest.mark.parametrize("steps", [10, 11, 25, 50])
-@pytest.mark.parametrize(
+@each("steps", [10, 11, 25, 50])
+@each(
     ("sampler", "name", "settings", "make", "tolerance"),
     [
         (dpmpp_2m, "DPMSolverMultistepScheduler", {}, linear, 1e-5),
@@ -173,8 +174,8 @@ def test_dpm_solvers_agree_with_diffusers(oracle, sampler, name, settings, make,
     oracle(f"{sampler.__name__}, {make.__name__}, t = 999", f"diffusers {name}{kind}", rms(ours - reference), tolerance)
 
 
-@pytest.mark.parametrize("steps", [10, 11, 25])
-@pytest.mark.parametrize(
+@each("steps", [10, 11, 25])
+@each(
     ("sampler", "name", "tolerance"),
     [(dpmpp_2m, "DPMSolverMultistepScheduler", 1e-5), (dpmpp_2s, "DPMSolverSinglestepScheduler", 1e-5)],
 )
@@ -187,8 +188,8 @@ def test_dpm_solvers_agree_with_diffusers_from_the_clipped_start(oracle, sampler
     oracle(f"{sampler.__name__}, cosine from λ = -5.1", f"diffusers {name}", difference, tolerance)
 
 
-@pytest.mark.parametrize("make", [linear, cosine])
-@pytest.mark.parametrize("steps", [2, 10, 11, 50])
+@each("make", [linear, cosine])
+@each("steps", [2, 10, 11, 50])
 def test_heun_agrees_with_diffusers(oracle, make, steps):
     schedule, x = make(1000), noise(5)
     denoise, timesteps = MIXTURE.denoiser(schedule), spaced_timesteps(schedule, steps)
@@ -205,9 +206,9 @@ def test_heun_agrees_with_diffusers(oracle, make, steps):
 # Identities and closed forms
 
 
-@pytest.mark.parametrize("make", [linear, cosine])
-@pytest.mark.parametrize("steps", [20, 50, 1000])
-@pytest.mark.parametrize("threshold", ["none", "static"])
+@each("make", [linear, cosine])
+@each("steps", [20, 50, 1000])
+@each("threshold", ["none", "static"])
 def test_ddim_with_eta_1_is_ddpm(oracle, make, steps, threshold):
     schedule, x = make(1000), noise(6)
     denoise, timesteps = MIXTURE.denoiser(schedule), spaced_timesteps(schedule, steps)
@@ -218,7 +219,7 @@ def test_ddim_with_eta_1_is_ddpm(oracle, make, steps, threshold):
     oracle("ddim, eta = 1", "ddpm, same noise", rms(ours - reference), 4e-13)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@each("name", SAMPLERS)
 def test_one_step_gives_the_estimate_of_x_0(name):
     schedule, x = linear(1000), noise(7)
     denoise, alpha_bar = MIXTURE.denoiser(schedule), float(schedule.alpha_bar[700])
@@ -241,8 +242,8 @@ def log_snr_grid_error(sampler: str, intervals: int) -> float:
     return float((ours - (end - math.sqrt(1 - last) * denoise(end, grid[-1])) / math.sqrt(last)).abs().mean())
 
 
-@pytest.mark.parametrize("intervals", [40, 80])
-@pytest.mark.parametrize(
+@each("intervals", [40, 80])
+@each(
     ("sampler", "order", "tolerance"), [("ddim", 1, 0.15), ("dpmpp_2m", 2, 0.2), ("dpmpp_2s", 2, 0.2), ("heun", 2, 0.2)]
 )
 def test_order_of_convergence(oracle, sampler, order, tolerance, intervals):
@@ -250,8 +251,8 @@ def test_order_of_convergence(oracle, sampler, order, tolerance, intervals):
     oracle(f"{sampler}, order of convergence", f"{order}, by the exact flow", abs(measured - order), tolerance)
 
 
-@pytest.mark.parametrize("make", [linear, cosine])
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@each("make", [linear, cosine])
+@each("name", DETERMINISTIC)
 def test_all_steps_of_an_exact_denoiser_give_the_distribution_of_the_data(oracle, name, make):
     quantiles = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
     x = torch.special.ndtri(quantiles).reshape(-1, 1, 4, 4)  # a standard normal without sampling error
@@ -265,8 +266,8 @@ def test_all_steps_of_an_exact_denoiser_give_the_distribution_of_the_data(oracle
     oracle(f"{name}, T = 1000 steps, distribution function", "the data's", error, 2e-3)
 
 
-@pytest.mark.parametrize("make", [linear, cosine])
-@pytest.mark.parametrize(("name", "eta"), [*((name, 0.0) for name in STOCHASTIC), ("ddim", 0.5), ("ddim", 1.0)])
+@each("make", [linear, cosine])
+@each(("name", "eta"), [*((name, 0.0) for name in STOCHASTIC), ("ddim", 0.5), ("ddim", 1.0)])
 def test_all_steps_with_noise_give_the_moments_of_the_data(oracle, name, eta, make):
     schedule, x = make(250), noise(9, pixels=16_384)
     options = Sampling(step_noise=drawn(10), eta=eta)
@@ -281,7 +282,7 @@ def test_all_steps_with_noise_give_the_moments_of_the_data(oracle, name, eta, ma
 # What goes wrong elsewhere
 
 
-@pytest.mark.parametrize("make", [linear, cosine])
+@each("make", [linear, cosine])
 def test_with_few_steps_beta_leaves_noise_that_the_network_is_not_told_of_and_beta_tilde_does_not(make):
     # As in images, what one pixel can be is narrow beside the noise of every step. The moment to look at is then that
     # of x_t around its mode when the network is asked for the last time: alpha_bar s^2 + 1 - alpha_bar.
@@ -319,9 +320,9 @@ def test_a_small_error_of_the_network_moves_samples_only_if_the_start_is_not_cli
     assert moved(clip_start=False) > 0.5
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("threshold", THRESHOLDS)
-@pytest.mark.parametrize("relative_error", [-2e-3, 2e-3])
+@each("name", SAMPLERS)
+@each("threshold", THRESHOLDS)
+@each("relative_error", [-2e-3, 2e-3])
 def test_25_steps_on_the_cosine_schedule_stay_in_bounds(name, threshold, relative_error):
     schedule, x = cosine(1000), noise(15).float()  # up to 3.9
 
@@ -359,8 +360,8 @@ def test_dynamic_threshold_equals_a_loop_over_samples_and_pixels():
     assert torch.equal(ours[0], x_0[0])  # in range already
 
 
-@pytest.mark.parametrize("threshold", ["static", "dynamic"])
-@pytest.mark.parametrize("name", SAMPLERS)
+@each("threshold", ["static", "dynamic"])
+@each("name", SAMPLERS)
 def test_a_threshold_keeps_the_result_in_range(name, threshold):
     schedule, x = linear(1000), noise(17).float()
     denoise, timesteps = imperfect(MIXTURE.denoiser(schedule), -0.3), spaced_timesteps(schedule, 9)
@@ -375,8 +376,8 @@ def test_a_threshold_keeps_the_result_in_range(name, threshold):
 # The calls
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+@each("name", SAMPLERS)
+@each("steps", [1, 2, 3, 10])
 def test_the_network_is_asked_at_the_listed_timesteps_as_often_as_stated(name, steps):
     schedule, seen = linear(1000), []
     timesteps = spaced_timesteps(schedule, steps)
@@ -386,7 +387,7 @@ def test_the_network_is_asked_at_the_listed_timesteps_as_often_as_stated(name, s
     assert list(dict.fromkeys(asked)) == timesteps
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@each("name", SAMPLERS)
 def test_on_step_counts_the_steps_and_ends_with_the_result(name):
     schedule, seen = linear(1000), []
     options = Sampling(drawn(21), on_step=lambda finished, x_0: seen.append((finished, x_0)))
@@ -396,8 +397,8 @@ def test_on_step_counts_the_steps_and_ends_with_the_result(name):
     assert not torch.equal(seen[0][1], x_0)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each("name", SAMPLERS)
+@each("dtype", [torch.float32, torch.float64])
 def test_the_state_keeps_the_dtype_of_the_noise(name, dtype):
     schedule, seen = linear(1000), []
     denoise, timesteps = watched(MIXTURE.denoiser(schedule), seen), spaced_timesteps(schedule, 5)
@@ -405,9 +406,9 @@ def test_the_state_keeps_the_dtype_of_the_noise(name, dtype):
     assert {x.dtype for _, x in seen} == {x_0.dtype} == {dtype}
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("threshold", THRESHOLDS)
-@pytest.mark.parametrize("eta", [0.0, 0.5])
+@each("name", SAMPLERS)
+@each("threshold", THRESHOLDS)
+@each("eta", [0.0, 0.5])
 def test_no_value_is_read_from_the_device(name, threshold, eta):
     # Tensors on the meta device have no values: `.item()`, `bool()` or a copy to the CPU raises.
     x, schedule = torch.empty((2, 1, 4, 4), device="meta"), linear(1000)
@@ -425,8 +426,8 @@ def must_not_be_asked(x: torch.Tensor, t: int) -> torch.Tensor:
     raise AssertionError("the network was asked before the input was checked")
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize(
+@each("name", SAMPLERS)
+@each(
     ("timesteps", "message"),
     [
         ([], "no timesteps: expected at least one"),
@@ -441,7 +442,7 @@ def test_impossible_timesteps_are_refused(name, timesteps, message):
         SAMPLERS[name](must_not_be_asked, noise(25), linear(1000), timesteps, Sampling(drawn(26)))
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
+@each("name", STOCHASTIC)
 def test_a_stochastic_sampler_without_noise_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} draws noise at every step: expected a function as step_noise"):
         SAMPLERS[name](must_not_be_asked, noise(27), linear(1000), [500, 100])
@@ -452,7 +453,7 @@ def test_eta_without_noise_is_refused():
         Sampling(eta=0.5)
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+@each("eta", [-0.1, 1.1, math.nan])
 def test_eta_outside_0_to_1_is_refused(eta):
     with pytest.raises(ValueError, match=rf"eta = {eta}: expected 0 \(deterministic\) to 1"):
         Sampling(step_noise=drawn(28), eta=eta)

@@ -1,6 +1,7 @@
 """The choice among forms of a network, with trials whose time and losses are made up, and once with real ones."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -99,10 +100,19 @@ def test_on_a_processor_the_network_stays_as_it_is(monkeypatch, tmp_path):
     assert (made.tried, list(tmp_path.iterdir())) == ([], [])
 
 
-# Compiling takes a minute; both together is the harder of the two.
-@pytest.mark.parametrize("variant", [PLAIN, LAST, pytest.param(COMPILED, marks=pytest.mark.soak), BOTH], ids=str)
-@pytest.mark.slow
-def test_every_form_is_the_same_function_with_the_same_gradients(variant, oracle):
+# Compiling takes minutes; in front of the compiler is what torch makes of the network, forwards and backwards.
+@pytest.mark.parametrize(
+    ("variant", "backend"),
+    [
+        (LAST, None),
+        (BOTH, "aot_eager"),
+        pytest.param(COMPILED, "inductor", marks=pytest.mark.soak),
+        pytest.param(BOTH, "inductor", marks=pytest.mark.soak),
+    ],
+    ids=str,
+)
+def test_every_form_is_the_same_function_with_the_same_gradients(variant, backend, oracle, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     plain = make_network(SMALL | {"num_res_blocks": 1}).train().requires_grad_(True)  # every kind of layer is there
     other = copy.deepcopy(plain)
     variant.apply(other)
