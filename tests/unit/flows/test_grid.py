@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darkroom.errors import InputError
@@ -62,6 +62,7 @@ def test_names_say_what_was_changed() -> None:
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.lists(st.text()))
 
 
+@settings(max_examples=30)  # a process of git for each name
 @given(st.lists(VALUES, min_size=2, max_size=2, unique_by=repr))
 def test_any_value_makes_a_name_of_its_own_that_git_takes(values: list[object]) -> None:
     names = [experiment_name({"train.steps": value}) for value in values]

@@ -188,13 +188,15 @@ def test_violated_expectation_fails_and_names_the_offenders(manifest: pd.DataFra
 COLUMNS_WITH_A_VALUE = ["format", "mode", "width", "height", "bytes", "packed", "mean", "std", "constant", "error"]
 
 
-@pytest.mark.parametrize("column", COLUMNS_WITH_A_VALUE)
-def test_missing_value_of_a_decoded_image_is_critical_and_shown(manifest: pd.DataFrame, column: str) -> None:
-    manifest[column] = manifest[column].astype(object)
-    manifest.loc[5, column] = None
+def test_missing_value_of_a_decoded_image_is_critical_and_shown(manifest: pd.DataFrame) -> None:
+    """Another column in each of the first rows."""
+    paths = manifest["path"].tolist()
+    for row, column in enumerate(COLUMNS_WITH_A_VALUE):
+        manifest[column] = manifest[column].astype(object)
+        manifest.loc[row, column] = None
     finding = failed(manifest)["rows_complete"]
     assert finding.severity == CRITICAL
-    assert names(finding) == [DOG]
+    assert names(finding) == paths[: len(COLUMNS_WITH_A_VALUE)]
 
 
 THRESHOLDS: dict[str, tuple[Callable[[pd.DataFrame], None], dict[str, Any]]] = {
