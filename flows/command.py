@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,14 +20,9 @@ from darkroom.registry.tracking import first_line, shown
 from darkroom.workspace import Workspace
 from flows.dvc_stage import stage_order
 from flows.processes import leash
+from flows.view import view
 
 _EXIT_CODES = {"BadInput": 2, "NotReady": 2, "Interrupted": 75}
-
-
-def command(module: str, description: str, flow: Callable[[Workspace, bool], State[Any]], arguments: list[str]) -> int:
-    """Parse a command line that knows --force alone, and run `flow(workspace, force)`."""
-    force = parser(module, description).parse_args(arguments).force
-    return run_flow(lambda workspace: flow(workspace, force))
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -36,29 +32,38 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     return made
 
 
-def run_flow(flow: Callable[[Workspace], State[Any]]) -> int:
-    """Run `flow(workspace)` for the project here; print what went wrong last and return the exit code.
+def run_flow(
+    flow: Callable[[Workspace], State[Any]],
+    report: Callable[[Workspace, State[Any]], str] = lambda workspace, state: "",
+    *,
+    title: str = "",
+    parts: Sequence[str] = (),
+) -> int:
+    """Run `flow(workspace)` for the project here; print its report, or what went wrong last, and return the exit code.
 
+    With a `title`, a terminal shows a view of the pipeline's stages and `parts` meanwhile, and logs go to a file.
     0 done; 1 failed; 2 bad input or parameters, found before a server starts where possible; 75 interrupted, and the
     same command carries on.
     """
     # Ended by SIGTERM like by Ctrl-C: stages are stopped, the server too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    log = None
     try:
         workspace = Workspace.find()
         workspace.params()
-        stage_order(workspace.root)
-        with server():
+        shown = [*stage_order(workspace.root), *parts]
+        with view(title, shown, workspace.state / "logs") if title else contextlib.nullcontext() as log, server():
             state = flow(workspace)
     except InputError as error:
         return _say_last(str(error), 2)
     except StageFailed as error:
-        return _say_last(str(error), 1)
+        return _say_last(str(error), 1, log)
     except KeyboardInterrupt:
         return _say_last("Interrupted: nothing is left running; the same command carries on.", 75)
     if state.is_completed():
+        print(report(workspace, state), end="", flush=True)
         return 0
-    return _say_last(state.message or state.name or "failed", _EXIT_CODES.get(state.name or "", 1))
+    return _say_last(state.message or state.name or "failed", _EXIT_CODES.get(state.name or "", 1), log)
 
 
 @contextlib.contextmanager
@@ -101,7 +106,7 @@ def server() -> Iterator[None]:
             logging.getLogger("prefect").setLevel(logging.WARNING)
 
 
-def _say_last(message: str, code: int) -> int:
+def _say_last(message: str, code: int, log: Path | None = None) -> int:
     sys.stdout.flush()
-    print(message, file=sys.stderr)
+    print(message, *([f"The log: {log}"] if log else []), sep="\n", file=sys.stderr)
     return code

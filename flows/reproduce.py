@@ -1,6 +1,8 @@
 """Reproduce the pipeline as a Prefect flow: `python -m flows.reproduce [--force]`."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -9,13 +11,13 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from darkroom.errors import InputError
-from darkroom.workspace import Workspace
 from flows.artifacts import human_size, sample_grid, stage_table
-from flows.command import command
+from flows.command import parser, run_flow
 from flows.dvc_stage import Outcome, stage, stage_order
 from flows.failures import failed
 from flows.limits import gpu_slot
 from flows.processes import follow_parent
+from flows.view import watched
 
 
 @flow(name="reproduce", flow_run_name="reproduce", persist_result=False)
@@ -44,7 +46,8 @@ def _stages(root: Path, force: bool) -> tuple[list[Outcome], "tuple[str, State[O
     """The outcomes of the stages that completed; name and state of the one that did not."""
     outcomes: list[Outcome] = []
     for name in stage_order(root):
-        state = cast("State[Outcome]", stage(root, name, force, return_state=True))
+        part = partial(stage, root, name, force, return_state=True)
+        state = watched(name, cast("Callable[[], State[Outcome]]", part))
         if not state.is_completed():
             return outcomes, (name, state)
         outcomes.append(state.result())
@@ -64,14 +67,12 @@ def table(outcomes: list[Outcome]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the flow for the project that holds the working directory; the exit code says how it ended."""
-    return command("flows.reproduce", "Bring every output of the pipeline up to date.", _run, arguments)
-
-
-def _run(workspace: Workspace, force: bool) -> State[list[Outcome]]:
-    state = cast("State[list[Outcome]]", reproduce(workspace.root, force, return_state=True))
-    if state.is_completed():
-        print(table(state.result()))
-    return state
+    force = parser("flows.reproduce", "Bring every output of the pipeline up to date.").parse_args(arguments).force
+    return run_flow(
+        lambda workspace: cast("State[list[Outcome]]", reproduce(workspace.root, force, return_state=True)),
+        lambda workspace, state: f"{table(state.result())}\n",
+        title="reproduce",
+    )
 
 
 if __name__ == "__main__":

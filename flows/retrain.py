@@ -36,6 +36,7 @@ from flows.release import Promotion, Registered, promote, register
 from flows.reproduce import reproduce
 from flows.settings import Settings
 from flows.transfers import push, record, restore, sync
+from flows.view import watched
 from flows.workspaces import keep, workspace
 
 CLONE_DELAYS = (10, 60)  # seconds before a repository that cannot be read is tried again
@@ -150,11 +151,11 @@ def _make(settings: Settings, place: _Place, force: bool) -> "State[str]":
     reproduced = cast("State[list[Outcome]]", reproduce(root, force, return_state=True))
     if not reproduced.is_completed():
         return _same(reproduced)
-    registered = cast("State[Registered]", register(root, return_state=True))
+    registered = watched("register", lambda: cast("State[Registered]", register(root, return_state=True)))
     if not registered.is_completed():
         return _same(registered)
     version = registered.result()
-    promoted = cast("State[Promotion]", promote(root, version, return_state=True))
+    promoted = watched("promote", lambda: cast("State[Promotion]", promote(root, version, return_state=True)))
     if not promoted.is_completed():
         return _same(promoted)
     ended, name = promoted.result(), promoted.name or ""
@@ -252,12 +253,12 @@ def main(arguments: list[str]) -> int:
 
     def run(place: Workspace) -> State[Any]:
         where = None if chosen.ref else place.root
-        state = cast("State[str]", retrain(chosen.ref, params, chosen.force, where, return_state=True))
-        if state.is_completed():
-            print("", state.result().replace("**", ""), directions(place), sep="\n\n", flush=True)
-        return state
+        return cast("State[str]", retrain(chosen.ref, params, chosen.force, where, return_state=True))
 
-    return run_flow(run)
+    def told(place: Workspace, state: State[Any]) -> str:
+        return "\n\n".join(["", state.result().replace("**", ""), directions(place)]) + "\n"
+
+    return run_flow(run, told, title="retrain", parts=("register", "promote"))
 
 
 def _assignments(chosen: argparse.Namespace) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from darkroom.errors import InputError, Interrupted, StageFailed
 
-LOG_EVERY = 10.0  # seconds between two lines of the same work's progress in the log
+LOG_EVERY = 4.0  # seconds between two lines of the same work's progress in the log; `darkroom.progress` takes 5
 
 _EXITED = re.compile(r"failed to run: .*exited with (-?\d+)$")
 _ERROR = "ERROR: "  # how DVC begins its own errors
@@ -24,6 +24,11 @@ _LEVELS = (
     (logging.WARNING, re.compile(r"WARNING\b|\S.*:\d+: \w*Warning: ")),
 )
 _TRACEBACK = re.compile(r"(?:  \+ Exception Group )?Traceback \(most recent call last\):$")
+# DVC's advice for those who run it by hand. A flow pushes and records by itself, or its report says what to do.
+_ADVICE = re.compile(
+    r"To track the changes with git, run:|\s+git add .*|To enable auto staging, run:"
+    r"|\s+dvc config core\.autostage true|Use `dvc push` to send your updates to remote storage\."
+)
 _CHAINED = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",
@@ -97,8 +102,8 @@ class Progress:
 class StageLog:
     """Passes on what a stage prints, line by line, as a log wants it: `emit(level, text)`.
 
-    A traceback is one entry, an error. Of progress, the first line, the last and one every few seconds reach the log;
-    `on_progress` gets every one that says how far the work is.
+    A traceback is one entry, an error. DVC's advice is left out. Of progress, the first line, the last and one every
+    few seconds reach the log; `on_progress` gets every one that says how far the work is.
     """
 
     def __init__(
@@ -120,7 +125,7 @@ class StageLog:
             self._take_traceback(text)
         elif (work := _work(text)) is not None:
             self._take_progress(work, text)
-        else:
+        elif not _ADVICE.fullmatch(text):
             self._end_progress()
             # An indented line belongs to the warning or error before it: the source line of a Python warning.
             if not (text.startswith(" ") and self._level > logging.INFO):

@@ -1,7 +1,7 @@
 """The device to compute on. It is a matter of the machine, so it comes from the environment, never from params.yaml."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -20,6 +20,11 @@ def choose_device() -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"DARKROOM_DEVICE = {name!r}: {str(error).splitlines()[0]}") from None
     return device
+
+
+def waiting_for(device: torch.device) -> Callable[[], None]:
+    """What returns when `device` has done all that it was asked for."""
+    return lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None
 
 
 def _repeat_exactly() -> None:

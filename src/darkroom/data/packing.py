@@ -97,6 +97,7 @@ def _decode(source: Source, chunks: list[tuple[Chunk, range]], scratch: Path) ->
     made = in_processes(make_chunk, jobs, min(worker_count(), len(missing)))
     with progress("preparing", total, "images") as advance, closing(made):
         if done:
+            advance.begin(done)
             advance(done, "made before an interruption")
         for count in made:
             done += count
@@ -129,11 +130,13 @@ def _assemble(source: Source, params: DataParams, chunks: list[tuple[Chunk, rang
             stack.enter_context(_ImagesWriter(directory / images_file(split), (counts[split], *shape)))
             for split in SPLITS
         ]
+        advance = stack.enter_context(progress("packing", chunks[-1][1].stop, "images"))
         for chunk, images in chunks:
             pixels = chunk.pixels()
             own = splits[images.start : images.stop][decoded[images.start : images.stop]]
             for number, writer in enumerate(writers):
                 writer.write(pixels, own == number)
+            advance(images.stop)
     content = {
         split: {
             "images": writers[number].digest(),

@@ -33,7 +33,8 @@ def draw_samples(
     """Draw the evaluation images: an unguided set for each seed, and for the first one a guided set and a `raw` one.
 
     The raw set is unguided, from the weights without EMA. On several processes the images are the same as on one; the
-    first process gets them, the others None. `progress` counts finished images, up to `num_draws`.
+    first process gets them, the others None. `progress` counts images, up to `num_draws`;
+    those that are being drawn count by their steps.
     """
     sharing = sharing or Alone()
     total = params.num_images
@@ -46,13 +47,29 @@ def draw_samples(
     def draw(source: DiffusionModel, guidance_scale: float, seed: int) -> Tensor | None:
         nonlocal finished
         before, finished = finished, finished + total
+        complete = 0  # images of this draw
+
+        def show(images: int) -> None:
+            if progress:
+                progress(before + images * total // len(index))
+
+        def on_batch(done: int) -> None:
+            nonlocal complete
+            complete = done
+            show(done)
+
+        def on_step(step: int, x_0: Tensor) -> None:
+            """A batch may take minutes: its steps count as well."""
+            show(complete + min(params.batch_size, len(index) - complete) * step // (params.steps + 1))
+
         images = source.draw(
             labels,
             params.changed(guidance_scale=guidance_scale),
             seed=seed,
             index=index,
             batch_size=params.batch_size,
-            progress=(lambda done: progress(before + done * total // len(index))) if progress else None,
+            progress=on_batch,
+            on_step=on_step,
         )
         return sharing.gather(images, total)
 

@@ -5,6 +5,7 @@ import logging
 from darkroom.data.packing import pack
 from darkroom.data.sources import open_source
 from darkroom.params import BUILT_IN
+from darkroom.progress import signs_of_life
 from darkroom.stages.runner import main
 from darkroom.workspace import Workspace
 
@@ -16,7 +17,8 @@ def run(workspace: Workspace) -> None:
     params = workspace.params().data
     _warn_if_unwatched(params.source, workspace)
     scratch = workspace.state / "prepare"
-    source = open_source(params, workspace.root, workspace.raw, scratch)
+    with signs_of_life("listing the images"):
+        source = open_source(params, workspace.root, workspace.raw, scratch)
     classes = f"{len(source.classes)} classes" if source.classes else "no classes"
     log.info("%s (%s): %s images, %s", source.name, source.form, f"{len(source.paths):,}", classes)
     info = pack(source, params, workspace.prepared, scratch)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from darkroom.data.dataset import load_info, load_split
-from darkroom.device import choose_device
+from darkroom.device import choose_device, waiting_for
 from darkroom.evaluation.features import Extractor
 from darkroom.evaluation.fitting import fit_extractor, new_card
 from darkroom.evaluation.published import PublishedStatistics, read_statistics
@@ -64,7 +64,7 @@ def _measure(
     info = load_info(workspace.prepared)
     train, held_out = _split(workspace, "train"), _split(workspace, "test")
     if new is not None:
-        with progress("reference classifier", params.steps, "steps") as advance:
+        with progress("reference classifier", params.steps, "steps", waiting_for(device)) as advance:
             extractor = fit_extractor(
                 new,
                 train,

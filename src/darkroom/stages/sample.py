@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from darkroom.device import choose_device
+from darkroom.device import choose_device, waiting_for
 from darkroom.diffusion.model import DiffusionModel
 from darkroom.errors import StageFailed
 from darkroom.evaluation.drawing import draw_samples, is_finite, load_raw, num_draws
@@ -26,7 +26,7 @@ def run(workspace: Workspace) -> None:
     raw = load_raw(workspace.models, model)
     with joined(device, timeout=timedelta(hours=12)) as ranks:  # they meet after each set
         ranks.check_equal(model.network.state_dict(), "the weights in models/")
-        with progress("sampling", num_draws(params, raw=True), "images") as advance:
+        with progress("sampling", num_draws(params, raw=True), "images", waiting_for(device)) as advance:
             samples = draw_samples(model, params, raw=raw, sharing=ranks, progress=advance)
     if samples is None:  # gathered on rank 0, which writes
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from darkroom.data.dataset import DatasetInfo, load_info, load_split
-from darkroom.device import choose_device, memory_explained
+from darkroom.device import choose_device, memory_explained, waiting_for
 from darkroom.errors import Interrupted
 from darkroom.params import Params
 from darkroom.progress import progress
@@ -58,33 +58,40 @@ def run(workspace: Workspace) -> None:
         if ranks.is_first:
             _train_and_report(job, device, ranks)
         else:
-            _train(job, device, ranks, lambda tick: None, lambda step: None, None)
+            _train(job, device, ranks)
         ranks.wait(patient=True)  # until all is written: another machine may go on with it
 
 
 def _train_and_report(job: _Job, device: torch.device, ranks: Ranks) -> None:
     settings, history = job.params.train, History(job.directory / "history.jsonl")
     mirror = S3Mirror.from_environment(job.fingerprint)
-    with checkpoints.locked(job.directory):
+    shown = progress("training", settings.steps, "steps", waiting_for(device))
+    with shown as advance, checkpoints.locked(job.directory):
         if mirror:
             mirror.pull(job.directory)
         log = TrainingLog.open(job.workspace, job.fingerprint, job.params, {"darkroom.data_digest": job.info.digest})
-        status, tags = "FAILED", {}
+        status, tags, begun, figures = "FAILED", {}, False, ""
+
+        def on_tick(tick: Tick) -> None:
+            nonlocal figures
+            row, figures = tick.row(), str(tick)
+            history.append(row)
+            log.log([{key: value for key, value in row.items() if value is not None}])
+
+        def on_resume(step: int) -> None:
+            history.truncate(step)
+            print(f"resuming at step {step} of {settings.steps} (fingerprint {job.fingerprint[:12]})", flush=True)
+
+        def on_step(step: int) -> None:  # by time, with the figures of the last tick: two ticks may be minutes apart
+            nonlocal begun
+            if begun:
+                advance(step, figures)
+            else:
+                begun = True
+                advance.begin(step)
+
         try:
-            with progress("training", settings.steps, "steps") as advance:
-
-                def on_tick(tick: Tick) -> None:
-                    row = tick.row()
-                    history.append(row)
-                    log.log([{key: value for key, value in row.items() if value is not None}])
-                    advance(tick.step, str(tick))
-
-                def on_resume(step: int) -> None:
-                    history.truncate(step)
-                    where = f"resuming at step {step} of {settings.steps} (fingerprint {job.fingerprint[:12]})"
-                    print(where, flush=True)
-
-                trained = _train(job, device, ranks, on_tick, on_resume, mirror)
+            trained = _train(job, device, ranks, mirror, on_tick, on_resume, on_step)
             _write_outputs(job, trained, history)
             status, tags = "FINISHED", {PRECISION_TAG: trained.precision}
         except (Interrupted, KeyboardInterrupt):
@@ -98,9 +105,10 @@ def _train(
     job: _Job,
     device: torch.device,
     ranks: Ranks,
-    on_tick: Callable[[Tick], None],
-    on_resume: Callable[[int], None],
-    mirror: S3Mirror | None,
+    mirror: S3Mirror | None = None,
+    on_tick: Callable[[Tick], None] = lambda tick: None,
+    on_resume: Callable[[int], None] = lambda step: None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> Trained:
     params = job.params.train
     saving = Saving(
@@ -119,6 +127,7 @@ def _train(
                 job.fingerprint,
                 on_tick=on_tick,
                 on_resume=on_resume,
+                on_step=on_step,
                 ranks=ranks,
                 micro_batch=job.micro_batch,
                 saving=saving,

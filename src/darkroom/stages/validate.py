@@ -12,6 +12,7 @@ from darkroom.data.validation.page import render
 from darkroom.data.validation.suite import check
 from darkroom.errors import InputError
 from darkroom.files import write_json, write_text
+from darkroom.progress import signs_of_life
 from darkroom.stages.runner import main
 from darkroom.workspace import Workspace
 
@@ -36,7 +37,8 @@ def run(workspace: Workspace) -> None:
     accepted = read_accepted(workspace.expectations.with_name(ACCEPTED_FILE))
     drift = measure(accepted, read_statistics(workspace.prepared)) if accepted else None
 
-    findings = check(manifest, info, params, workspace.expectations, drift)
+    with signs_of_life("checking the expectations"):
+        findings = check(manifest, info, params, workspace.expectations, drift)
     # Train depends on this file. What compares with the accepted data set is left out: to accept one, or another, must
     # not train anew what is the same.
     own = [finding for finding in findings if not finding.compares]

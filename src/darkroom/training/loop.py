@@ -74,6 +74,7 @@ def train(
     *,
     on_tick: Callable[[Tick], None],
     on_resume: Callable[[int], None],
+    on_step: Callable[[int], None] = lambda step: None,
     ranks: Ranks | None = None,
     micro_batch: int | None = None,
     saving: Saving | None = None,
@@ -81,7 +82,8 @@ def train(
     """Train `network` (on its device) for `params.steps` steps and return it with its EMA.
 
     If `directory` holds a checkpoint, training starts there and `on_resume` gets its step; the result is the same to
-    the last bit. SIGTERM or SIGINT finishes the step, saves and raises Interrupted. Every rank has to call this; rank
+    the last bit. `on_step` gets the steps that are done before the first step and after each; a GPU may still be at
+    it. SIGTERM or SIGINT finishes the step, saves and raises Interrupted. Every rank has to call this; rank
     0 alone reads and writes `directory`. `micro_batch` images of a batch are computed at once on each rank, by default
     all that it has. A training that asks for bf16 on a device where fp32 is as fast starts in fp32; one that is resumed
     keeps to the arithmetic that it began in, wherever it is.
@@ -117,6 +119,7 @@ def train(
             schedule.saved(step, time.monotonic(), time.monotonic() - started)
 
         with _stop_signals() as stop:
+            on_step(step)
             while step < params.steps:
                 rate = learning_rate(params, step)
                 loss = work.gradients(model, step)
@@ -131,6 +134,7 @@ def train(
                     if skipped >= min(PATIENCE, params.steps):
                         raise StageFailed(_diverged(skipped, step, losses, directory))
                     state.sums.zero_()
+                on_step(step)
                 if state.power and step in snapshots and ranks.is_first:
                     write_snapshot(directory, step, state.power, fingerprint)
                 if step < params.steps:

@@ -96,16 +96,19 @@ def test_progress_is_read_as_darkroom_prints_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("darkroom.progress.EVERY_SECONDS", 0.0)
-    clock = iter([100.0, 101.0, 102.0])
-    monkeypatch.setattr("darkroom.progress.time.monotonic", lambda: next(clock))
+    now = 100.0
+    monkeypatch.setattr("darkroom.progress.time.monotonic", lambda: now)
     with progress("reference classifier", 300, "steps") as advance:
+        now = 101.0
         advance(10)
+        now = 102.0
         advance(20, "loss 0.12  5.0 images/s")
         advance(300)
     assert [Progress.read(line) for line in capsys.readouterr().out.splitlines()] == [
-        Progress("reference classifier", 10, 300, "steps"),
+        None,  # that it starts
+        Progress("reference classifier", 10, 300, "steps", "29 s", "10 steps/s"),
         Progress("reference classifier", 20, 300, "steps", "28 s", "loss 0.12  5.0 images/s"),
-        Progress("reference classifier", 300, 300, "steps"),
+        Progress("reference classifier", 300, 300, "steps", "", "150 steps/s"),
     ]
 
 
@@ -189,6 +192,18 @@ def test_a_traceback_is_one_entry_and_an_error() -> None:
 def test_a_traceback_that_breaks_off_is_not_lost() -> None:
     cut = ["Traceback (most recent call last):", '  File "a.py", line 1']
     assert Log().read(*cut) == [(ERROR, "\n".join(cut))]
+
+
+def test_dvc_s_advice_is_left_out() -> None:
+    lines = [
+        "Updating lock file 'dvc.lock'",
+        "To track the changes with git, run:",
+        "\tgit add dvc.lock reports/.gitignore",
+        "To enable auto staging, run:",
+        "\tdvc config core.autostage true",
+        "Use `dvc push` to send your updates to remote storage.",
+    ]
+    assert Log().read(*lines) == [(INFO, lines[0])]
 
 
 @given(st.lists(st.sampled_from(

@@ -56,6 +56,15 @@ def test_an_interrupted_training_ends_bitwise_equal(tmp_path, dropout):
     assert repeatable(again) == repeatable(tick for tick in ticks if tick.step > 7)
 
 
+def test_every_step_is_told_and_where_a_training_starts(tmp_path):
+    steps, again = [], []
+    with pytest.raises(Interrupted):
+        small_training(tmp_path, on_tick=stop_by_signal(7), on_step=steps.append)
+    small_training(tmp_path, on_step=again.append)
+    assert steps == list(range(8))
+    assert again == list(range(7, 13))
+
+
 @pytest.mark.parametrize("changes", [{"prediction": "v"}, {"prediction": "x_0", "loss_weighting": "min_snr"}])
 def test_an_interrupted_training_ends_bitwise_equal_with_every_objective(tmp_path, changes):
     whole = small_training(tmp_path / "a", **changes)
