@@ -56,7 +56,7 @@ class View(logging.Handler):
         self._title, self._log, self._console = title, log, console
         self._rows = {name: _Row(name) for name in parts}
         self._running: _Row | None = None
-        self._said = "starting"  # between two parts
+        self._said = "starting Prefect"  # between two parts
         self._began = time.monotonic()
         self._state = threading.RLock()
 
