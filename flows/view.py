@@ -7,6 +7,7 @@ when a part of the run starts and how it ends, and from the log records that the
 import contextlib
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -66,11 +67,12 @@ class View(logging.Handler):
             self._running = self._rows.setdefault(name, _Row(name))
             self._running.state, self._running.began = "running", time.monotonic()
 
-    def ended(self, name: str, state: str) -> None:
-        """It has ended as `state`: ran, cached, failed …"""
+    def ended(self, name: str, state: str, words: str = "") -> None:
+        """It has ended as `state`: ran, cached, failed …; `words` say what came of it."""
         with self._state:
             row = self._rows[name]
-            row.state, row.seconds, self._running = state, time.monotonic() - row.began, None
+            row.state, row.said, row.seconds = state, words, time.monotonic() - row.began
+            self._running = None
 
     def close_rows(self) -> None:
         """What has not started will not."""
@@ -87,6 +89,8 @@ class View(logging.Handler):
             self._said = text.strip().rpartition("\n")[2]
             if row := self._running:
                 row.said = self._said
+                if row.progress and row.progress.done >= row.progress.total:
+                    row.progress = None  # what comes next counts
                 row.progress = Progress.read(text) or row.progress
         if record.levelno >= logging.WARNING:
             self._console.print(Text(text, style="red" if record.levelno >= logging.ERROR else "yellow"))
@@ -113,9 +117,7 @@ def _course(row: _Row) -> tuple[Text, RenderableType]:
     if row.state == "waiting" or not row.began:
         return Text(), Text()
     took = Text(_clock(time.monotonic() - row.began if row.seconds is None else row.seconds))
-    if row.seconds is not None:
-        return took, Text(row.progress.note if row.progress else "", style="dim")
-    if row.progress is None:
+    if row.seconds is not None or row.progress is None:
         return took, Text(row.said, style="dim")
     progress = row.progress
     bar = Table.grid(padding=(0, 1))
@@ -128,8 +130,8 @@ def _course(row: _Row) -> tuple[Text, RenderableType]:
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(seconds, 60)
-    return f"{minutes:.0f}:{rest:02.0f} min" if minutes else f"{rest:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes else f"{seconds:.1f} s"
 
 
 def watched(name: str, part: Callable[[], S]) -> S:
@@ -143,8 +145,9 @@ def watched(name: str, part: Callable[[], S]) -> S:
     except BaseException as error:
         view.ended(name, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
-    how = (state.name or "").lower()
-    view.ended(name, how if state.is_completed() or how == "interrupted" else "failed")
+    how, words = (state.name or "").lower(), (state.message or "").partition("\n")[0]
+    words = re.sub(r"^[\d.]+ s, ", "", words)  # the table has a column for that
+    view.ended(name, how if state.is_completed() or how == "interrupted" else "failed", words)
     return state
 
 

@@ -39,7 +39,7 @@ class Advance:
         took, made, left = now - self._began, done - self._before, ""
         if made and took:
             left = _duration(took / made * (self._total - done)) if done < self._total else ""
-            note = note or f"{made / took:.3g} {self._unit}/s"
+            note = note or f"{_figure(made / took)} {self._unit}/s"
         self._show(done, left, note)
 
 
@@ -133,6 +133,10 @@ class _Pulse:
 def _print(line: str) -> None:
     with suppress(BrokenPipeError):  # whoever read this is gone; the work, which may be about to save, is not
         print(line, flush=True)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _duration(seconds: float) -> str:

@@ -57,6 +57,11 @@ def test_parts_have_their_state_and_the_running_one_its_bar_and_figures(output):
     assert ".darkroom/logs/a.log" in lines[-1]
 
 
+@pytest.mark.parametrize(("seconds", "text"), [(3.25, "3.2 s"), (59.9, "1:00 min"), (179.7, "3:00 min")])
+def test_times_read_well(seconds, text):
+    assert module._clock(seconds) == text
+
+
 @pytest.mark.parametrize("width", [10, 20, 40, 79, 300])
 def test_it_fits_any_width(output, width):
     shown, console = made(output, width)
@@ -77,9 +82,9 @@ def test_warnings_of_stages_are_printed_and_what_prefect_says_is_not(output):
 @pytest.mark.parametrize(
     ("state", "word"),
     [
-        (Completed(name="Restored"), "restored"),
-        (Failed(name="BadInput"), "failed"),
-        (Failed(name="Interrupted"), "interrupted"),
+        (Completed(name="Restored", message="1.5 s, the words"), "restored"),
+        (Failed(name="BadInput", message="the words\nand more"), "failed"),
+        (Failed(name="Interrupted", message="the words"), "interrupted"),
     ],
 )
 def test_a_part_is_watched_from_its_start_to_its_state(output, monkeypatch, state, word):
@@ -89,6 +94,7 @@ def test_a_part_is_watched_from_its_start_to_its_state(output, monkeypatch, stat
     shown.close_rows()
     rows = {line.split()[0]: line.split() for line in text_of(shown, console, output).splitlines() if line}
     assert rows["train"][1] == word
+    assert rows["train"][-2:] == ["the", "words"]
     assert rows["promote"] == ["promote", "not", "run"]
 
 
