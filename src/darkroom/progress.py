@@ -27,7 +27,7 @@ class Advance:
 
     def begin(self, done: int) -> None:
         """`done` units are done and the work starts now: what was before says nothing about its speed."""
-        self._began, self._before = time.monotonic(), done
+        self._since, self._warm = (time.monotonic(), done), False
 
     def __call__(self, done: int, note: str = "") -> None:
         """`done` units of the total are done; `note` says in a few words how it goes."""
@@ -36,10 +36,12 @@ class Advance:
         self._wait()
         now = time.monotonic()
         self._due = now + self._every
-        took, made, left = now - self._began, done - self._before, ""
+        took, made, left = now - self._since[0], done - self._since[1], ""
         if made and took:
             left = _duration(took / made * (self._total - done)) if done < self._total else ""
             note = note or f"{_figure(made / took)} {self._unit}/s"
+        if not self._warm:  # the first units take longer than all others
+            self._since, self._warm = (now, done), True
         self._show(done, left, note)
 
 

@@ -26,6 +26,18 @@ def test_a_log_gets_a_line_every_few_seconds_with_the_time_left_from_the_first_o
     assert len(lines) == 1 + 1 + 19 + 1
 
 
+def test_a_first_step_that_takes_long_counts_in_the_first_line_alone(clock, capsys):
+    with progress("training", 100, "steps") as advance:
+        clock[0] += 20.0
+        advance(1)
+        clock[0] += 10.0
+        advance(11)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "training: 1/100 steps, 33 min 00 s left  0.05 steps/s",
+        "training: 11/100 steps, 1 min 29 s left  1 steps/s",
+    ]
+
+
 def test_the_speed_is_measured_from_where_the_work_began_and_stands_in_for_a_note(clock, capsys):
     with progress("training", 100, "steps") as advance:
         clock[0] += 60.0  # imports

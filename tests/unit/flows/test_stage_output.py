@@ -108,7 +108,7 @@ def test_progress_is_read_as_darkroom_prints_it(
         None,  # that it starts
         Progress("reference classifier", 10, 300, "steps", "29 s", "10 steps/s"),
         Progress("reference classifier", 20, 300, "steps", "28 s", "loss 0.12  5.0 images/s"),
-        Progress("reference classifier", 300, 300, "steps", "", "150 steps/s"),
+        Progress("reference classifier", 300, 300, "steps", "", "290 steps/s"),
     ]
 
 
