@@ -29,6 +29,7 @@ RETRY_DELAYS = (10, 60)  # seconds before a stage is tried again; a training car
 LOCK_LIMIT = 6 * 3600.0  # seconds that a stage waits for another process that holds DVC's locks
 _LOCK_EVERY = 1.0  # seconds between two looks at a lock that another process holds
 _SAY_EVERY = 60.0  # seconds between two lines about waiting
+_SILENT = 8.0  # seconds of silence after which the log says that a stage still runs: it may be importing, say
 # -P: a file of the project must not stand in for a module of the same name that DVC imports.
 _DVC = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
 
@@ -123,14 +124,20 @@ class _Patience:
         self._root, self._log = root, log
         self._began = self._said = time.monotonic()
         self._heard = False  # that DVC has said something: then it has the repository's lock
+        self._heard_at = self._logged_at = self._began
 
     def hear(self, line: str) -> None:
         """Pass on a line of DVC."""
-        self._heard = True
+        self._heard, self._heard_at = True, time.monotonic()
+        self._logged_at = self._heard_at
         self._log(line)
 
     def watch(self, dvc: int) -> None:
-        """Look whether DVC, the process with this id, waits for the repository's lock: it does so silently."""
+        """Look whether DVC, the process with this id, is silent: it waits so for the repository's lock."""
+        now = time.monotonic()
+        if self._heard and now - self._logged_at >= _SILENT:
+            self._logged_at = now
+            self._log(f"still running, silent for {now - self._heard_at:.0f} s")
         if not self._heard and time.monotonic() - self._said >= _SAY_EVERY:
             holder = dvc_locks.repository_holder(self._root)
             if holder not in (None, dvc):

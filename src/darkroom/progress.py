@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 EVERY_SECONDS = 5.0  # between two lines
 _BAR_SECONDS = 0.5  # between two states of a bar
+_SILENT_SECONDS = 7.5  # after which the last line is repeated
 _LOOK_SECONDS = 0.5  # between two looks at whether a line is due although nothing was done
 
 
@@ -110,9 +111,9 @@ class _Pulse:
         """Repeat the last line if it is time."""
         with self._lock:
             now = time.monotonic()
-            if now - self._printed >= EVERY_SECONDS:
+            if now - self._printed >= _SILENT_SECONDS:
                 self._printed = now
-                _print(f"{self._line}  (for {_duration(now - self._said)})")
+                _print(f"{self._line}  ({_duration(now - self._said)} ago)")
 
     @contextmanager
     def beating(self) -> Iterator[None]:
