@@ -20,6 +20,7 @@ _PROGRESS = re.compile(
 )
 _PERCENTAGE = re.compile(r"(?P<description>.*?)\s*\d{1,3}%(?:\||$)")  # a progress bar of tqdm, DVC's included
 _LEVELS = (
+    (logging.INFO, re.compile(r"WARNING: Process .* in RWLock-file .* had been killed\. Auto removed it")),  # mended
     (logging.ERROR, re.compile(r"(?:ERROR|CRITICAL|FATAL)\b")),
     (logging.WARNING, re.compile(r"WARNING\b|\S.*:\d+: \w*Warning: ")),
 )

@@ -159,6 +159,7 @@ def test_a_progress_bar_is_collapsed_as_well() -> None:
         ("WARNING: stage 'train' is frozen", WARNING),
         ("/a/b.py:12: UserWarning: deprecated", WARNING),
         ("Running stage 'train':", INFO),
+        ("WARNING: Process 'dvc repro' with (Pid 7), in RWLock-file 'a' had been killed. Auto removed it from …", INFO),
         ("ERRORS are counted here", INFO),
         ("train: params.yaml: x = 1", INFO),
     ],
