@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.oracles import TABLE, OracleTable
 
 # Before anything imports torch, Prefect, MLflow or DVC. Nothing here may come from the project's own state.
 _SCRATCH = tempfile.TemporaryDirectory(prefix="darkroom-tests-")
+_GPU = os.environ.get("DARKROOM_TEST_DEVICE", "cuda")  # where tests with the marker gpu run; a rehearsal's is cpu
 for _name in list(os.environ):
     if _name.startswith(("AWS_", "DARKROOM_", "DVC_", "MLFLOW_", "PREFECT_")):
         del os.environ[_name]
@@ -100,6 +102,34 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         if lines:
             terminalreporter.section(title)
             terminalreporter.write("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The torch.device of a test with the marker gpu."""
+    from darkroom.device import choose_device
+
+    monkeypatch.setenv("DARKROOM_DEVICE", _GPU)
+    return choose_device()
+
+
+@pytest.fixture
+def never_waiting(gpu: Any) -> Callable[[], AbstractContextManager[None]]:
+    """`with never_waiting():` torch raises at whatever waits for the GPU. A CPU has nothing to wait for."""
+    import torch
+
+    @contextmanager
+    def guard() -> Iterator[None]:
+        if gpu.type != "cuda":
+            yield
+            return
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return guard
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import copy
 import json
 from typing import get_args
 
@@ -279,3 +280,15 @@ def test_a_network_that_predicts_something_else_is_understood(tmp_path, predicti
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     for t in (60, 20):
         assert torch.allclose(understood(x, t, torch.arange(3)), eps_of(x, t, torch.arange(3)), atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_image_i_is_the_same_alone_and_in_a_batch(model, precision, gpu):
+    settings = SETTINGS.with_sampler("dpmpp_2m_sde").changed(precision=precision)
+    here = DiffusionModel(model.card, copy.deepcopy(model.network).to(gpu))
+    labels = torch.arange(64) % 10
+    together = here.draw(labels, settings, seed=3)
+    assert torch.equal(here.draw(labels, settings, seed=3, batch_size=7), together)
+    for i in (0, 5, 63):
+        assert torch.equal(here.draw(labels[i : i + 1], settings, seed=3, index=torch.tensor([i]))[0], together[i])

@@ -190,14 +190,28 @@ def test_compiled_it_is_the_network(oracle, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("settings", [DIGITS, WIDE], ids=["digits", "wide"])
-def test_on_a_gpu_it_is_the_network_and_an_image_is_the_same_in_any_batch(oracle, settings, precision):
+def test_on_a_gpu_it_is_the_network_and_an_image_is_the_same_in_any_batch(oracle, settings, precision, gpu):
     unet = network(settings)
     x, labels = _inputs(settings, 150)
     expected = unet(x[:9], torch.full((9,), 700), labels[:9])
-    x, labels = x.cuda(), labels.cuda()
-    prepared = InferenceUNet(unet.cuda(), precision)
+    x, labels = x.to(gpu), labels.to(gpu)
+    prepared = InferenceUNet(unet.to(gpu), precision)
     together = prepared.plan([700], labels)(x, 700, labels)
     tolerance = FP32 if precision == "fp32" else BF16
     oracle(f"InferenceUNet on a GPU, {precision}", "UNet on the CPU", distance(together[:9].cpu(), expected), tolerance)
     for rows in (1, 2, 3, 7, 64, 128):
         assert torch.equal(prepared.plan([700], labels[:rows])(x[:rows], 700, labels[:rows]), together[:rows])
+
+
+@pytest.mark.gpu
+def test_a_graph_gives_what_the_network_gives_and_each_result_is_kept(gpu):
+    prepared = InferenceUNet(network(DIGITS).to(gpu), "bf16")
+    x, labels = (tensor.to(gpu) for tensor in _inputs(DIGITS, 24))
+    evaluate = prepared.plan([700, 20], labels)
+    first, second = evaluate(x[:8], 700, labels[:8]), evaluate(x[8:16], 20, labels[8:16])
+    if gpu.type == "cuda":
+        assert isinstance(prepared._denoise, inference._Graphs)
+        assert len(prepared._denoise._captured) > 0
+        prepared._denoise = prepared._denoise._function  # no graphs
+    assert torch.equal(evaluate(x[:8], 700, labels[:8]), first)
+    assert torch.equal(evaluate(x[8:16], 20, labels[8:16]), second)

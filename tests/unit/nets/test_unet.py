@@ -69,9 +69,10 @@ def test_attention_is_a_softmax_over_all_positions(oracle, head_channels, side, 
     oracle("attention", "brute-force softmax", distance(attention(x), expected), 1e-14)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("place", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_attention_is_laid_out_for_the_fused_kernels(device, layout):
+def test_attention_is_laid_out_for_the_fused_kernels(place, layout, request):
+    device = request.getfixturevalue("gpu") if place == "gpu" else "cpu"
     attention = SelfAttention(64, 32, 8).to(device, torch.bfloat16)
     x = torch.randn(2, 64, 8, 8, device=device, dtype=torch.bfloat16).to(memory_format=layout).requires_grad_()
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where it cannot be used

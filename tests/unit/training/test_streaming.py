@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from darkroom.data.dataset import Split
-from darkroom.device import choose_device
 from darkroom.errors import InputError, StageFailed
 from darkroom.training import streaming
 from darkroom.training.batches import DataOrder, ResidentImages
@@ -207,12 +206,8 @@ def test_free_memory_is_what_the_machine_and_the_container_leave():
 
 
 @pytest.mark.gpu
-def test_streamed_batches_are_the_resident_ones_on_a_gpu(open_stream, mapped):
-    device = choose_device()
-    stream = open_stream(mapped, device)
-    assert_same(stream, ONE_RANK, device)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+def test_streamed_batches_are_the_resident_ones_on_a_gpu(open_stream, mapped, gpu, never_waiting):
+    stream = open_stream(mapped, gpu)
+    assert_same(stream, ONE_RANK, gpu)
+    with never_waiting():
         stream(160, 8)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
