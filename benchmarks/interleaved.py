@@ -75,7 +75,7 @@ def running(name: str, command: Sequence[str]) -> Iterator[Process]:
             text=True,
             cwd=ROOT,
             env=environment,
-            start_new_session=True,  # Ctrl-C goes to this process alone, which then ends the others
+            process_group=0,  # Ctrl-C goes to this process alone, which then ends the others
         )
         try:
             yield Process(name, popen, errors)

@@ -21,12 +21,15 @@ from typing import Any
 from benchmarks.contenders import (
     MODELS,
     NUM_CLASSES,
+    REHEARSAL,
     answering,
+    card,
     describe,
     diffusers_unet,
     example,
     gaussian_diffusion,
     import_denoising_diffusion,
+    rehearse_if_asked,
 )
 
 RECIPES = {"A64": "imagenet64", "A32": "cifar10", "digits": "digits"}
@@ -45,20 +48,24 @@ class Size:
 
 ON_CPU = {"A64": Size(4, 1, 5), "A32": Size(8, 1, 5), "digits": Size(128, 5, 15)}
 ON_GPU = Size(128, 10, 5)
+TOY = Size(4, 1, 2)
 
 
 def size_of(model: str, device: str) -> Size:
-    return ON_GPU if device == "cuda" else ON_CPU[model]
+    return ON_GPU if device == "cuda" else TOY if os.environ.get(REHEARSAL) else ON_CPU[model]
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """`train(turn)` calls `turn` before the first step and after every `Size.steps`; `turn` ends it by raising."""
+    """`train(turn)` calls `turn` before the first step and after every `Size.steps`; `turn` ends it by raising.
+
+    What it hands to `turn` are the losses that it knows, means over these steps.
+    """
 
     library: str
     network: Any  # torch.nn.Module
     forward: Callable[[], Any]  # of one image, for the count of its operations
-    train: Callable[[Callable[[], None]], None]
+    train: Callable[[Callable[..., None]], None]
 
 
 def build(name: str, precision: str, device: str, steps: int, **changes: Any) -> tuple[Any, Any, Any]:
@@ -73,8 +80,7 @@ def build(name: str, precision: str, device: str, steps: int, **changes: Any) ->
     model, size = MODELS[name], size_of(name, device)
     os.environ["DARKROOM_DEVICE"] = device
     params = load_params(PARAMS / f"{RECIPES[name]}.yaml").train
-    network_params = params.model.model_copy(update={"dropout": 0.0})
-    changes |= {"batch_size": size.batch_size, "precision": precision, "model": network_params, "steps": steps}
+    changes |= {"batch_size": size.batch_size, "precision": precision, "model": card(model).unet, "steps": steps}
     params = params.model_copy(update=changes)
     info = DatasetInfo(
         name=name,
@@ -102,9 +108,9 @@ def ours(name: str, precision: str, device: str, compiled: bool = False, channel
     network, batches, params = build(name, precision, device, steps, ema_snapshots=0)
     Variant(compiled, channels_last).apply(network)
 
-    def run(turn: Callable[[], None]) -> None:
-        def on_tick(_: Tick) -> None:
-            turn()
+    def run(turn: Callable[..., None]) -> None:
+        def on_tick(tick: Tick) -> None:
+            turn(tick.loss)
 
         turn()
         with tempfile.TemporaryDirectory() as directory, contextlib.closing(batches):
@@ -182,9 +188,10 @@ def denoising_diffusion(name: str, precision: str, device: str) -> Trainer:
     return Trainer(f"{library} {version(library)}", unet, forward, partial(repeat, step, size.steps))
 
 
-OWN = ("darkroom", "darkroom compiled", "darkroom compiled, channels last")
+OWN = ("darkroom", "darkroom, channels last", "darkroom compiled", "darkroom compiled, channels last")
 TRAINERS: dict[str, Callable[[str, str, str], Trainer]] = {
     "darkroom": ours,
+    "darkroom, channels last": partial(ours, channels_last=True),
     "darkroom compiled": partial(ours, compiled=True),
     "darkroom compiled, channels last": partial(ours, compiled=True, channels_last=True),
     "diffusers": diffusers,
@@ -224,17 +231,21 @@ class Turns:
         self._answer, self._size, self._on_gpu = answer, size, device == "cuda"
         self._started: float | None = None
         self._measured = False
+        self._losses: list[float] = []
 
-    def __call__(self) -> None:
+    def __call__(self, *losses: float) -> None:
         import torch
 
+        self._losses += losses
         if self._on_gpu:
             torch.cuda.synchronize()
         if self._started is not None and not self._measured:
             self._measured, self._started = True, time.perf_counter()
             return
         if self._started is not None:
-            self._answer({"seconds": time.perf_counter() - self._started, "memory": self._memory()})
+            taken = {"seconds": time.perf_counter() - self._started, "memory": self._memory()}
+            self._answer(taken | ({"losses": self._losses} if self._losses else {}))
+            self._losses = []
             if self._on_gpu:
                 torch.cuda.empty_cache()
         line = sys.stdin.readline()
@@ -261,6 +272,7 @@ def main(name: str, model: str, precision: str, device: str) -> None:
             importlib.import_module("darkroom")  # before torch, as its commands do: it sets how OpenMP waits
         import torch
 
+        rehearse_if_asked()
         torch.manual_seed(0)
         trainer = TRAINERS[name](model, precision, device)
         with torch.no_grad():
