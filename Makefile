@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test soak lint bench ui serve stack deploy lock setup clean
+.PHONY: help run test soak lint bench gpu ui serve stack deploy lock setup clean
 
 # The caller's own environments must not leak in; tools neither phone home nor look for updates.
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
@@ -54,6 +54,9 @@ lint: setup  ## ruff and mypy; repair what can be repaired with: ruff check --fi
 bench: setup .venv/bench/installed  ## time sampling and training beside two other libraries (ARGS=--write keeps the results)
 	@$(RUN) python -m benchmarks.sampling $(ARGS)
 	@$(RUN) python -m benchmarks.training $(ARGS)
+
+gpu: setup  ## on a GPU: its tests, speeds, recipes and one table in eight minutes (ARGS=--rehearse: on the CPU, a toy)
+	@$(RUN) python -m benchmarks.gpu $(ARGS)
 
 .venv/bench/installed: benchmarks/requirements.txt .venv/installed
 	@$(UV) install --quiet --python $(BIN)/python --no-deps --target .venv/bench -r benchmarks/requirements.txt

@@ -34,6 +34,7 @@ SHARES = {
     "digits": 0.1,
     "photos": 0.11,
 }
+PART = [sys.executable, "-m", "benchmarks.gpu_parts"]
 FINDING = 60.0  # seconds: a driver that hangs is one too
 GRACE = 5.0  # seconds to end in good order
 AMPERE = [8, 0]
@@ -63,7 +64,7 @@ def run_part(name: str, setting: Result, environment: dict[str, str], limit: flo
     out = Path(setting["out"])
     path, log = out / f"{name}.json", out / f"{name}.log"
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.gpu_parts", name, json.dumps(setting | {"seconds": limit})]
+    command = [*PART, name, json.dumps(setting | {"seconds": limit})]
     started = time.monotonic()
     failure: str | None = "interrupted"
     with log.open("w") as said:

@@ -40,7 +40,10 @@ SAMPLED = (
     [(OWN, "bf16"), ("plain UNet", "bf16"), ("diffusers", "bf16")],
     [(f"{OWN} compiled", "bf16"), ("diffusers compiled", "bf16")],
 )
-IN_A_REHEARSAL = (TRAINED[0][0], TRAINED[0][1], *TRAINED[1][1:])
+IN_A_REHEARSAL = {
+    "benchmarks.trainers": (TRAINED[0][0], *TRAINED[1][1:]),
+    "benchmarks.contenders": (SAMPLED[0][0], SAMPLED[1][1]),
+}
 BATCH_SIZES, SAMPLING_STEPS, ROUNDS = (8, 64, 256), 20, 3
 
 
@@ -168,7 +171,7 @@ def contest(
     contenders = result["contenders"]
     for group in groups:
         if setting.rehearsal:
-            group = [contender for contender in group if contender in IN_A_REHEARSAL]
+            group = [contender for contender in group if contender in IN_A_REHEARSAL[module]]
         with contextlib.ExitStack() as stack:
             alive = {}
             for name, precision in group:

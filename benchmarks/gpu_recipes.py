@@ -38,7 +38,7 @@ TOY: dict[str, dict[str, Any]] = {
     "sample": {"steps": 2, "num_images": 10, "batch_size": 10, "seeds": [0]},
     "evaluate": {"kid_subsets": 2, "kid_subset_size": 5, "bootstrap": 4},
 }
-TOY_CHANNELS = {"digits": [16, 16], "photos": [8, 8, 32, 32]}
+TOY_CHANNELS, TOY_EVERY = {"digits": [16, 16], "photos": [8, 8, 32, 32]}, {"digits": 18, "photos": 60}
 
 
 def pack(directory: Path, python: str, recipes: Sequence[str] = RECIPES, packages: Sequence[str] = PACKAGES) -> None:
@@ -64,17 +64,7 @@ def pack(directory: Path, python: str, recipes: Sequence[str] = RECIPES, package
 def _unpack_wheels(packages: Sequence[str], python: str, site: Path) -> None:
     pins = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line)
     wheels = site.with_name("wheels")
-    command: list[str] = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "-d",
-        str(wheels),
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", f"-d{wheels}"]
     command += ["--python-version", python, "--implementation", "cp", *(f"--platform={name}" for name in PLATFORMS)]
     subprocess.run([*command, *(f"{name}=={pins[name]}" for name in packages)], check=True)
     for wheel in wheels.glob("*.whl"):
@@ -183,7 +173,7 @@ def run(name: str, setting: Setting, share: float | None = None) -> Iterator[Res
         params = params.model_copy(update=parts | {"train": parts["train"].model_copy(update={"model": toy})})
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        images = images_of(name, setting.packed, directory, every=40 if setting.rehearsal else 1)
+        images = images_of(name, setting.packed, directory, every=TOY_EVERY[name] if setting.rehearsal else 1)
         real, held_out = (
             (torch.from_numpy(split.images.copy()), torch.from_numpy(split.labels.copy()))
             for split in (images.train, images.test)
@@ -202,15 +192,16 @@ def run(name: str, setting: Setting, share: float | None = None) -> Iterator[Res
             with memory_explained(device, settings.batch_size):
                 network, batches = set_up(settings, images.info, images.train, device)
                 with contextlib.closing(batches):
-                    done = train(
-                        network, batches, settings, directory / where, "", on_tick=ticks.append, on_resume=print
-                    )  # fmt: skip
+                    place = directory / where
+                    done = train(network, batches, settings, place, "", on_tick=ticks.append, on_resume=print)
             return done, ticks
 
         steps = params.train.steps
-        if share is not None and not setting.rehearsal:
-            speed = median(tick.images_per_second for tick in trained(50, "trial")[1][20:])
-            steps = max(steps, int(share * setting.seconds * speed / params.train.batch_size))
+        if share is not None:
+            _, ticks = trained(4 if setting.rehearsal else 50, "trial")
+            speed = median(tick.images_per_second for tick in ticks[len(ticks) // 2 :])
+            fitting = int(share * setting.seconds * speed / params.train.batch_size)
+            steps = steps if setting.rehearsal else max(steps, fitting)
         with stage("train"):
             done, ticks = trained(steps, "checkpoints")
             settings = params.train.model_copy(update={"steps": steps})
@@ -240,8 +231,9 @@ def run(name: str, setting: Setting, share: float | None = None) -> Iterator[Res
         assert scored is not None
         record = scored.record
         result |= {"fid": record.unguided.fid.value, "floor": record.floor.fid}
-        for name, found in (("accuracy", record.unguided), ("guided_accuracy", record.guided)):
-            result[name] = found.class_accuracy.value if found.class_accuracy else None
+        for key, found in (("accuracy", record.unguided), ("guided_accuracy", record.guided)):
+            assert found.class_accuracy is not None  # both have classes
+            result[key] = found.class_accuracy.value
         yield result
 
 
