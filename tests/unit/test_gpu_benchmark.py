@@ -64,10 +64,8 @@ def held(names: tuple[str, ...]) -> set[str]:
             needs = [Requirement(line) for line in requires(name) or []]
         except PackageNotFoundError:
             continue
-        needs = [Requirement(line) for line in lines]
-        todo += [
-            canonicalize_name(need.name) for need in needs if not need.marker or need.marker.evaluate({"extra": ""})
-        ]
+        needs = [need for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
+        todo += [canonicalize_name(need.name) for need in needs]
     return found
 
 
