@@ -64,8 +64,7 @@ class Setting:
 def found(setting: Setting) -> Iterator[Result]:
     """What is there: the GPU with its memory and driver, and packages that are missing."""
     needed = [name for name in NEEDED if find_spec(name) is None]
-    peers = [name for name, module in PEERS_THERE.items() if not (find_spec(module) or (PEERS / module).is_dir())]
-    facts: Result = {"missing": needed, "peers_missing": peers, "driver": driver(), "gpu": None}
+    facts: Result = {"missing": needed, "peers_missing": peers_missing(), "driver": driver(), "gpu": None}
     if "torch" in needed:
         yield facts
         return
@@ -77,6 +76,11 @@ def found(setting: Setting) -> Iterator[Result]:
         facts |= {"gpu": torch.cuda.get_device_name(), "capability": list(torch.cuda.get_device_capability())}
         facts |= {"free": free, "memory": total, "cuda": torch.version.cuda}
     yield facts
+
+
+def peers_missing() -> list[str]:
+    """The peers that are not installed here."""
+    return [name for name, module in PEERS_THERE.items() if not (find_spec(module) or (PEERS / module).is_dir())]
 
 
 def driver() -> str | None:
@@ -168,8 +172,9 @@ def contest(
     tasks: Sequence[tuple[int, int]],
 ) -> Iterator[Result]:
     """Run each group's contenders in turn at each task, (batch size, steps); one that fails costs itself alone."""
-    contenders = result["contenders"]
+    contenders, absent = result["contenders"], tuple(peers_missing())
     for group in groups:
+        group = [contender for contender in group if not (absent and contender[0].startswith(absent))]
         if setting.rehearsal:
             group = [contender for contender in group if contender in IN_A_REHEARSAL[module]]
         with contextlib.ExitStack() as stack:
