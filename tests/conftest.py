@@ -3,22 +3,28 @@
 import importlib.util
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.oracles import TABLE, OracleTable
 
 # Before anything imports torch, Prefect, MLflow or DVC. Nothing here may come from the project's own state.
 _SCRATCH = tempfile.TemporaryDirectory(prefix="darkroom-tests-")
 _GPU = os.environ.get("DARKROOM_TEST_DEVICE", "cuda")  # where tests with the marker gpu run; a rehearsal's is cpu
+# What the processes of one run share, and the process that outlives the others.
+SHARED = Path(os.environ.setdefault("TESTS_SHARED", _SCRATCH.name))
+_OWNER = int(os.environ.setdefault("TESTS_OWNER", str(os.getpid())))
 for _name in list(os.environ):
     if _name.startswith(("AWS_", "DARKROOM_", "DVC_", "MLFLOW_", "PREFECT_")):
         del os.environ[_name]
@@ -51,6 +57,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 Path(os.environ["PREFECT_HOME"]).mkdir()
+_WARM = Path(__file__).parent / "warm"
 _REPORTS = pytest.StashKey[dict[str, list[str]]]()
 
 
@@ -145,6 +152,43 @@ def oracle(pytestconfig: pytest.Config) -> OracleTable:
 
 
 @pytest.fixture(scope="session")
+def _warm_server() -> Path:
+    """The socket of `warm/server.py`, which is started for all processes of this run by the first that asks."""
+    socket, started = SHARED / "warm.socket", SHARED / "warm.started"
+    with FileLock(SHARED / "warm.lock"):
+        if not started.exists():
+            with (SHARED / "warm.log").open("wb") as log:
+                subprocess.Popen(
+                    [sys.executable, str(_WARM / "server.py"), str(socket), str(_OWNER)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            deadline = time.monotonic() + 120
+            while not socket.exists():
+                assert time.monotonic() < deadline, (SHARED / "warm.log").read_text()
+                time.sleep(0.05)
+            started.touch()
+    return socket
+
+
+@pytest.fixture(scope="module")
+def warm(_warm_server: Path) -> Iterator[None]:
+    """DVC, stages and `darkroom` commands are forks of a process that has their imports: for tests of what they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(_WARM))
+        patch.setenv("TESTS_WARM", str(_warm_server))
+        yield
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of their own, in a module that is `warm`: for tests of how they end."""
+    monkeypatch.delenv("TESTS_WARM", raising=False)
+
+
+@pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A Prefect server with a database of its own; it takes 10 to 20 s, so there is one."""
     from prefect.testing.utilities import prefect_test_harness
@@ -153,23 +197,30 @@ def prefect_server() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def _empty_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("empty") / "project"
+    root.mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    subprocess.run([sys.executable, "-P", "-m", "dvc", "init", "-q"], cwd=root, check=True)
+    return root
+
+
 @pytest.fixture
-def dvc_project(tmp_path: Path) -> Callable[..., Path]:
+def dvc_project(tmp_path: Path, _empty_project: Path) -> Callable[..., Path]:
     """Make a Git and DVC repository with stages: `dvc_project(name=(source of its script, dvc.yaml fields), …)`."""
 
     def make(**stages: tuple[str, dict[str, object]]) -> Path:
         import yaml
 
         root = tmp_path / "project"
-        root.mkdir()
+        shutil.copytree(_empty_project, root)
         (root / "params.yaml").write_text("{}\n")
         definition = {}
         for name, (source, fields) in stages.items():
             (root / f"{name}.py").write_text(source)
             definition[name] = {"cmd": f"python {name}.py", **fields}
         (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": definition}, sort_keys=False))
-        subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-        subprocess.run([sys.executable, "-P", "-m", "dvc", "init", "-q"], cwd=root, check=True)
         return root
 
     return make

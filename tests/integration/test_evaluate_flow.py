@@ -6,21 +6,19 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline.project import change, dvc, make_small, metrics
+from tests.pipeline.project import change, make_reproduced, metrics
 
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("prefect_server", "warm"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registered(warm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose model is version 1; afterwards its protocol at HEAD has become another one."""
     from darkroom.registry.promotion import register
     from darkroom.workspace import Workspace
 
-    root = make_small(tmp_path_factory.mktemp("evaluate") / "project", steps=20)
-    dvc(root, "repro")
+    root = make_reproduced(tmp_path_factory.mktemp("evaluate") / "project")
     register(Workspace(root))
-    commit(root, "trained")
     change(root, "sample", steps=3)
     commit(root, "another protocol")
     return root

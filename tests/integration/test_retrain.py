@@ -25,7 +25,7 @@ from tests.integration.retrain_project import (
 )
 from tests.task_runs import settled_task_runs
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = pytest.mark.usefixtures("prefect_server", "warm")
 
 
 @pytest.fixture

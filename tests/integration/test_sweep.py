@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline.project import change, dvc, make_small
+from tests.pipeline.project import change, dvc, make_reproduced
 
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("prefect_server", "warm"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = make_small(tmp_path_factory.mktemp("sweep") / "project", steps=20)
+def small(warm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_reproduced(tmp_path_factory.mktemp("sweep") / "project")
     change(root, "sample", num_images=40, steps=2, seeds=[0, 1])
     subprocess.run(["git", "commit", "-qam", "quick"], cwd=root, check=True)
     return root

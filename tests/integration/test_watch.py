@@ -23,7 +23,7 @@ from flows.data_digest import Look
 from tests.pipeline.project import change, dvc, make_small
 from tests.s3 import empty_bucket, server
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = pytest.mark.usefixtures("prefect_server", "warm")
 
 REPOSITORY = Path(__file__).parents[2]
 

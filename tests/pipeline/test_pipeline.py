@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pipeline.project import DVC, STAGES, change, dvc, environment, make_small, metrics, outcomes
+from tests.pipeline.project import DVC, STAGES, change, dvc, environment, make_reproduced, make_small, metrics, outcomes
+
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    root = make_small(tmp_path_factory.mktemp("pipeline") / "project")
-    assert outcomes(dvc(root, "repro")) == dict.fromkeys(STAGES, "ran")
-    return root
+def project(warm, tmp_path_factory) -> Path:
+    return make_reproduced(tmp_path_factory.mktemp("pipeline") / "project")
 
 
 def test_every_output_of_the_design_is_there(project):
@@ -68,8 +69,6 @@ def test_the_report_shows_what_its_numbers_mean(project):
 
 def test_nothing_runs_twice_and_one_parameter_invalidates_only_what_it_shapes(project):
     assert outcomes(dvc(project, "repro")) == dict.fromkeys(STAGES, "skipped")
-    subprocess.run(["git", "add", "dvc.lock"], cwd=project, check=True)
-    subprocess.run(["git", "commit", "-qm", "reproduced"], cwd=project, check=True)
     lock, before = (project / "dvc.lock").read_bytes(), metrics(project)
     before_images = np.load(project / "data/samples/guided.npy")
 
@@ -91,13 +90,8 @@ def test_nothing_runs_twice_and_one_parameter_invalidates_only_what_it_shapes(pr
     assert (project / "dvc.lock").read_bytes() == lock
 
 
-def test_the_same_training_elsewhere_gives_the_same_lock(project, tmp_path):
-    other = make_small(tmp_path / "elsewhere")
-    dvc(other, "repro")
-    assert (other / "dvc.lock").read_text() == (project / "dvc.lock").read_text()
-
-
 @pytest.mark.soak  # that the weights have the same bits is in test_kills
+@pytest.mark.usefixtures("cold")
 def test_a_killed_trainer_resumes_and_the_final_metrics_are_those_of_an_uninterrupted_run(tmp_path):
     whole, killed = (make_small(tmp_path / name, steps=150) for name in ("whole", "killed"))
     dvc(whole, "repro")

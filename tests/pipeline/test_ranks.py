@@ -11,16 +11,14 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from tests.pipeline.project import DVC, STAGES, dvc, environment, make_small, metrics, outcomes
+from tests.pipeline.project import DVC, STAGES, dvc, environment, make_reproduced, make_small, metrics, outcomes
 
 TWO = {"DARKROOM_NPROC": "2"}
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    root = make_small(tmp_path_factory.mktemp("alone") / "project", steps=100)
-    dvc(root, "repro")
-    return root
+def alone(warm, tmp_path_factory):
+    return make_reproduced(tmp_path_factory.mktemp("alone") / "project")
 
 
 def compare(root, alone):
@@ -42,15 +40,16 @@ def compare(root, alone):
 
 @pytest.mark.slow
 def test_two_ranks_make_a_model_of_equal_quality(alone, tmp_path):
-    root = make_small(tmp_path / "project", steps=100)
+    root = make_small(tmp_path / "project")
     assert outcomes(dvc(root, "repro", **TWO)) == dict.fromkeys(STAGES, "ran")
     compare(root, alone)
     assert outcomes(dvc(root, "repro")) == dict.fromkeys(STAGES, "skipped"), "ranks are no parameter"
 
 
+@pytest.mark.usefixtures("cold")
 @pytest.mark.soak  # of the training alone: tests/unit/training/test_ranks.py
 def test_a_rank_that_dies_ends_the_stage_and_the_same_command_carries_on(alone, tmp_path):
-    root = make_small(tmp_path / "project", steps=100)
+    root = make_small(tmp_path / "project")
     running = subprocess.Popen(
         [*DVC, "repro"],
         cwd=root,

@@ -18,7 +18,7 @@ from darkroom.workspace import Workspace
 from flows.champion import directions, headline
 from tests.pipeline.project import STAGES, change, dvc, environment, make_small, metrics, outcomes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.slow]
 
 
 def write_images(folder: Path) -> None:
@@ -33,7 +33,7 @@ def write_images(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(warm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_small(tmp_path_factory.mktemp("pipeline") / "project")
     write_images(root / "data" / "raw" / "slopes")
     change(root, "data", source="data/raw/slopes", num_classes=0)

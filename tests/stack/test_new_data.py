@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import FlowRun, State
 
 from tests.stack.running import Stack
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 PREFIX = "delivered"
 DRAW = """

@@ -38,6 +38,7 @@ def test_a_second_set_up_changes_nothing(stack: Stack) -> None:
     assert len(before) == 3
 
 
+@pytest.mark.soak
 def test_a_second_stack_in_the_same_checkout_is_refused_in_one_line(stack: Stack) -> None:
     second = command(stack, "flows.stack")
     assert second.returncode == 1
@@ -47,6 +48,7 @@ def test_a_second_stack_in_the_same_checkout_is_refused_in_one_line(stack: Stack
     assert command(stack, "flows.stack", "status").returncode == 0
 
 
+@pytest.mark.soak
 def test_what_dies_is_started_again(stack: Stack) -> None:
     for service in ("mlflow", "worker"):
         before = stack.pid(service)
@@ -55,6 +57,7 @@ def test_what_dies_is_started_again(stack: Stack) -> None:
     assert stack.mlflow().search_experiments()
 
 
+@pytest.mark.soak
 def test_a_stop_leaves_no_process_and_the_next_start_finds_its_data(tmp_path: Path) -> None:
     with start_stack(tmp_path / "project") as stack:
         stack.s3().put_object(Bucket=stack.bucket, Key="cats/a b/1.png", Body=b"an image")

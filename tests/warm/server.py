@@ -1,0 +1,137 @@
+"""Runs modules in forks of one process that has imported what takes long: `server.py SOCKET PID`, until PID ends."""
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+# No module of the project: each command has its own copy of that on its path.
+IMPORTED = (
+    "dvc.cli.parser",
+    "dvc.commands.repro",
+    "dvc.repo.reproduce",
+    "dvc.output",
+    "torch",
+    "torch.optim",
+    "torchmetrics.image.fid",
+    "torchmetrics.image.kid",
+    "safetensors.torch",
+    "sklearn.datasets",
+    "pandas",
+    "pyarrow.parquet",
+    "great_expectations",
+    "great_expectations.expectations.core",
+    "mlflow",
+    "mlflow.pyfunc",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "boto3",
+    "PIL.Image",
+)
+
+
+def serve(path: str, owner: int) -> dict[str, Any]:
+    """Fork for every request; returns, in the fork alone, what it has to run. The server itself ends when `owner` does."""
+    children: dict[int, tuple[socket.socket, int]] = {}
+    with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as events:
+        listener.bind(path)
+        listener.listen(64)
+        for module in IMPORTED:
+            importlib.import_module(module)
+        gc.collect()
+        gc.freeze()  # the forks share what was imported
+        events.register(listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in events.select(timeout=1):
+                if key.fileobj is listener:
+                    connection, _ = listener.accept()
+                    request, streams = receive(connection)
+                    pid = os.fork()
+                    if pid == 0:
+                        become(request, streams)
+                        return request
+                    for stream in streams:
+                        os.close(stream)
+                    connection.sendall(f"{pid}\n".encode())
+                    ended = os.pidfd_open(pid)
+                    children[pid] = (connection, ended)
+                    events.register(ended, selectors.EVENT_READ, pid)
+                    events.register(connection, selectors.EVENT_READ, pid)
+                elif key.data in children:
+                    pid = key.data
+                    connection, ended = children[pid]
+                    if key.fileobj is connection:  # whoever asked is gone
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                    _, status = os.waitpid(pid, 0)
+                    with contextlib.suppress(OSError):
+                        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                    events.unregister(connection)
+                    events.unregister(ended)
+                    connection.close()
+                    os.close(ended)
+                    del children[pid]
+            if not Path(f"/proc/{owner}").exists() or not Path(path).exists():
+                os._exit(0)
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """A request and the three standard streams that come with it."""
+    header, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    size, content = int.from_bytes(header), b""
+    while len(content) < size:
+        content += connection.recv(size - len(content))
+    return json.loads(content), streams
+
+
+def become(request: dict[str, Any], streams: list[int]) -> None:
+    """Make this fork the process that was asked for."""
+    os.setsid()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(request["directory"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    added = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    sys.path[:] = [*request["path"], *added, *sys.path]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def run(module: str, arguments: list[str]) -> int:
+    """Run a module as `python -m` does; returns the exit code."""
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        if ended.code is None or isinstance(ended.code, int):
+            return ended.code or 0
+        print(ended.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # this folder
+    request = serve(sys.argv[1], int(sys.argv[2]))
+    code = run(request["module"], request["arguments"])
+    # What an interpreter does at its end, but for taking all that was imported to pieces, which takes a second.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
