@@ -41,10 +41,10 @@ run: setup  ## reproduce the pipeline, register the model, promote it if the gat
 	@$(RUN) python -m flows.retrain $(ARGS)
 
 test: lint  ## all checks: lint, types, tests (ARGS="-k digest" picks some)
-	@$(RUN) python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(RUN) python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-soak: setup  ## what takes too long for every change: the gate on twenty noisy copies, ten runs with kills at random
-	@$(RUN) python -m pytest -m soak -s $(ARGS)
+soak: setup  ## what takes too long for every change, under an hour: the gate on noisy copies, kills at random, servers that are down
+	@$(RUN) python -m pytest -m soak -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup  ## ruff and mypy; repair what can be repaired with: ruff check --fix . && ruff format .
 	@$(RUN) ruff check .

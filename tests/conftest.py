@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,33 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("darkroom")
     config.stash[TABLE] = OracleTable()
     config.stash[_REPORTS] = {}
+
+
+# What takes longest begins first, so that no process is left alone with it at the end.
+_FIRST = ("tests/stack", "tests/soak", "tests/pipeline", "tests/integration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((n for n, place in enumerate(_FIRST) if item.nodeid.startswith(place)), 9))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file run in one process, and so do all files that need Prefect's server: starting it takes 20 s."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            path = config.rootpath / file
+            return "prefect_server" if path.is_file() and _needs_prefect(path) else file
+
+    return ByServer(config, log)
+
+
+@cache
+def _needs_prefect(file: Path) -> bool:
+    return "prefect_server" in file.read_text() and file.name != "conftest.py"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -19,6 +19,8 @@ from darkroom.errors import InputError, Interrupted, StageFailed
 from flows import dvc_stage
 from flows.dvc_stage import dvc, run_stage, stage_order
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 Project = Callable[..., Path]
 
 COPY = "open('{out}', 'w').write(open('{source}').read())"
@@ -141,6 +143,7 @@ def test_a_stage_of_another_dvc_yaml_has_its_outputs_beside_that(dvc_project: Pr
     assert sizes == [1, 1]
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_log_that_fails_ends_the_stage_instead_of_blocking_it(dvc_project: Project) -> None:
     root = dvc_project(chatty=("import time; print('x' * 300_000); time.sleep(300)", {"outs": ["a"]}))
 
@@ -167,8 +170,6 @@ def test_any_dvc_command_gives_its_lines_or_its_last_message(dvc_project: Projec
             "bad: params.yaml: x = 1",
         ),
         ("import sys; print('bad: saved at step 5'); sys.exit(75)", Interrupted, "bad: saved at step 5"),
-        ("import sys; print('bad: accuracy 0.5: expected 0.97'); sys.exit(1)", StageFailed, "bad: accuracy 0.5"),
-        ("1 / 0", StageFailed, r"bad failed \(exit code 1\): ZeroDivisionError: division by zero"),
         ("import os; os.kill(os.getpid(), 9)", StageFailed, r"bad failed \(killed by SIGKILL\)"),
         ("pass", StageFailed, "output 'out' does not exist"),
     ],
@@ -182,6 +183,7 @@ def test_a_failure_says_what_the_stage_said(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("cold")
 def test_an_interruption_lets_the_stage_save_and_leaves_no_process(dvc_project: Project) -> None:
     root = dvc_project(train=(TRAINER, {"outs": ["model"]}))
 
@@ -198,6 +200,7 @@ def test_an_interruption_lets_the_stage_save_and_leaves_no_process(dvc_project: 
     assert [pid for pid in map(int, (root / "pids").read_text().split()) if running(pid)] == []
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_stage_that_does_not_stop_is_killed_after_the_grace_period(dvc_project: Project) -> None:
     deaf = TRAINER.replace("signal.signal(signal.SIGTERM, stop)", "signal.signal(signal.SIGTERM, signal.SIG_IGN)")
     root = dvc_project(train=(deaf, {"outs": ["model"]}))
@@ -212,6 +215,7 @@ def test_a_stage_that_does_not_stop_is_killed_after_the_grace_period(dvc_project
     assert [pid for pid in map(int, (root / "pids").read_text().split()) if running(pid)] == []
 
 
+@pytest.mark.usefixtures("cold")
 def test_when_dvc_alone_is_killed_the_trainer_does_not_live_on(dvc_project: Project) -> None:
     root = dvc_project(train=(TRAINER, {"outs": ["model"]}))
 
@@ -226,6 +230,7 @@ def test_when_dvc_alone_is_killed_the_trainer_does_not_live_on(dvc_project: Proj
     assert [pid for pid in map(int, (root / "pids").read_text().split()) if running(pid)] == []
 
 
+@pytest.mark.usefixtures("cold")
 def test_kill_9_of_the_flow_takes_the_stage_along(dvc_project: Project) -> None:
     root = dvc_project(train=(TRAINER, {"outs": ["model"]}))
     code = f"import pathlib; from flows.dvc_stage import run_stage; run_stage(pathlib.Path({str(root)!r}), 'train')"
@@ -315,6 +320,7 @@ def test_after_a_lock_was_lost_in_the_middle_the_next_run_ends_well(dvc_project:
     assert (root / "a").read_text() == "2"
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_living_holder_is_waited_for_by_name_but_not_for_ever(
     quick: Path, stranger: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +342,8 @@ time.sleep(float(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize(("seconds", "ends"), [(20.0, "Ran"), (60.0, "waited")])
+@pytest.mark.usefixtures("cold")
+@pytest.mark.parametrize(("seconds", "ends"), [(6.0, "Ran"), (60.0, "waited")])
 def test_whoever_holds_the_repository_is_named_while_dvc_waits_silently(
     quick: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, ends: str
 ) -> None:

@@ -1,6 +1,5 @@
 """The reproduce flow on a real Prefect server: states, retries, artifacts, slots, and that nothing is left running."""
 
-import contextlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from darkroom.workspace import Workspace
 from tests.task_runs import settled_task_runs
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "warm")
@@ -181,11 +181,10 @@ def test_bad_input_ends_the_flow_at_that_stage_and_is_not_retried(dvc_project: P
     "end",
     [
         "sys.exit(1)",
-        "os.kill(os.getpid(), 9)",
         "print('first: saved at step 7'); sys.exit(75)",
         "os.kill(os.getppid(), 9)",
     ],
-    ids=["failed", "killed", "interrupted from elsewhere", "its parent killed"],
+    ids=["failed", "interrupted from elsewhere", "its parent killed"],
 )
 def test_a_stage_that_fails_is_tried_again_where_one_can_see_it(dvc_project: Project, end: str) -> None:
     root = dvc_project(first=(TRIES.format(end=end), {"deps": ["first.py"], "outs": ["a"]}))
@@ -307,7 +306,7 @@ def gpu_limit(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_slot_is_held_while_stages_run_and_given_back(dvc_project: Project, gpu_limit: str) -> None:
-    source = "import time; open('started', 'w').write('1'); time.sleep(4); open('a', 'w').write('1')"
+    source = "import time; open('started', 'w').write('1'); time.sleep(2); open('a', 'w').write('1')"
     root = dvc_project(first=(source, {"deps": ["first.py"], "outs": ["a"]}))
     seen: list[int] = []
 
@@ -346,6 +345,7 @@ def in_a_process(root: Path, *before: str, **environment: str) -> "subprocess.Po
     return subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | known)
 
 
+@pytest.mark.usefixtures("cold")
 @pytest.mark.parametrize("how", ["flow terminated", "flow killed", "worker killed"])
 def test_whatever_ends_a_flow_its_trainer_saves_and_the_next_run_resumes(dvc_project: Project, how: str) -> None:
     root = dvc_project(train=(TRAINER, {"deps": ["train.py"], "outs": ["model"]}))
@@ -367,7 +367,7 @@ def test_whatever_ends_a_flow_its_trainer_saves_and_the_next_run_resumes(dvc_pro
 
 
 def test_two_runs_in_the_same_workspace_both_end_well_and_the_stage_ran_once(dvc_project: Project) -> None:
-    source = "import time; open('runs', 'a').write('x'); time.sleep(6); open('a', 'w').write('1')"
+    source = "import time; open('runs', 'a').write('x'); time.sleep(3); open('a', 'w').write('1')"
     root = dvc_project(first=(source, {"deps": ["first.py"], "outs": ["a"]}))
     flows = [in_a_process(root) for _ in range(2)]
     assert [flow.wait(120) for flow in flows] == [0, 0]
@@ -402,9 +402,8 @@ def test_the_pipeline_itself_gives_the_same_lock_wherever_it_runs(tmp_path: Path
 
 
 def test_a_training_links_its_mlflow_run(dvc_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow import MlflowClient
-
-    from tests.servers import TrackingServer, tracking_server
+    from darkroom.registry import tracking
+    from tests.pipeline.project import make_small
 
     source = """
 import os, pathlib, time
@@ -417,15 +416,13 @@ open("a", "w").write("1")
 """
     root = dvc_project(train=(source, {"deps": ["train.py"], "outs": ["a"]}))
     shutil.copy(REPOSITORY / "params.yaml", root)
-    server = TrackingServer(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "artifacts"), tmp_path / "server")
-    with tracking_server(server), contextlib.ExitStack() as stack:
-        client = MlflowClient(server.url)
-        from darkroom.params import load_params
-
-        experiment = client.create_experiment(load_params(root / "params.yaml").registry.name)
-        client.create_run(experiment, tags={"darkroom.fingerprint": "another"})
-        run = client.create_run(experiment, tags={"darkroom.fingerprint": "f1"})
-        stack.enter_context(monkeypatch.context()).setenv("MLFLOW_TRACKING_URI", server.url)
-        assert reproduce(root).is_completed()
-    link = f"{server.url}/#/experiments/{experiment}/runs/{run.info.run_id}"
+    client = tracking.connect(Workspace(make_small(tmp_path / "small")))
+    experiment = client.create_experiment(Workspace(root).params().registry.name)
+    client.create_run(experiment, tags={"darkroom.fingerprint": "another"})
+    run = client.create_run(experiment, tags={"darkroom.fingerprint": "f1"})
+    # As if that database were behind a server: starting one takes forty seconds of processor time.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow.example.org:5000")
+    monkeypatch.setattr(tracking, "connect", lambda workspace: client)
+    assert reproduce(root).is_completed()
+    link = f"http://mlflow.example.org:5000/#/experiments/{experiment}/runs/{run.info.run_id}"
     assert artifact("mlflow-run").data == f"[MLflow run]({link})"

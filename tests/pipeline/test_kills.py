@@ -1,7 +1,7 @@
 """A training that is killed again and again, through `dvc repro`, ends with the bits of one that was left alone.
 
-`pytest -m kill` runs this and prints what was killed where. Every change kills the trainer once and asks it to stop once;
-`make soak` does it in each way at each kind of moment, more than twice.
+`pytest -m kill` runs this and prints what was killed where. Every change kills the trainer once and asks it to stop
+once; `make soak` does it in each way at each kind of moment, more than twice.
 """
 
 import json

@@ -15,7 +15,6 @@ from PIL import Image
 
 from tests.pipeline.project import DVC, STAGES, change, dvc, environment, make_reproduced, make_small, metrics, outcomes
 
-
 pytestmark = pytest.mark.usefixtures("warm")
 
 

@@ -42,7 +42,7 @@ IMPORTED = (
 
 
 def serve(path: str, owner: int) -> dict[str, Any]:
-    """Fork for every request; returns, in the fork alone, what it has to run. The server itself ends when `owner` does."""
+    """Fork for every request and return, in the fork alone, what it has to run. The server ends when `owner` does."""
     children: dict[int, tuple[socket.socket, int]] = {}
     with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as events:
         listener.bind(path)

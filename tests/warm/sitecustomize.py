@@ -1,8 +1,8 @@
 """Python reads this at its start, with this folder on PYTHONPATH. A command that `server.py` keeps warm is run there.
 
-Importing DVC, torch, MLflow or Great Expectations takes one to seven seconds of processor time, which the tests' several
-hundred small commands would spend again and again. What is run, and as whom it answers, stays the same: arguments,
-environment, working directory, standard streams, exit code, signals.
+Importing DVC, torch, MLflow or Great Expectations takes one to seven seconds of processor time, and the tests run
+hundreds of small commands. A command still gets its own arguments, environment, working directory, standard streams and
+signals, and its exit code comes back.
 """
 
 import os
@@ -23,7 +23,7 @@ def _run_warm(path: str, module: str, arguments: list[str]) -> None:
         request = {
             "module": module,
             "arguments": arguments,
-            "directory": os.getcwd(),
+            "directory": os.getcwd(),  # noqa: PTH109 (pathlib would be imported at every start)
             "environment": dict(os.environ),
             "path": [] if sys.flags.safe_path else [""],
         }
