@@ -101,21 +101,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """The tests of a file run in one process, and so do all files that need Prefect's server: starting it takes 20 s."""
+    """The tests of a file run in one process, and so do files that share a Prefect server or a stack."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByServer(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            path = config.rootpath / file
-            return "prefect_server" if path.is_file() and _needs_prefect(path) else file
+            if file.startswith("tests/stack/"):
+                return "stack"
+            return "prefect_server" if _needs_prefect(config.rootpath / file) else file
 
     return ByServer(config, log)
 
 
 @cache
 def _needs_prefect(file: Path) -> bool:
-    return "prefect_server" in file.read_text() and file.name != "conftest.py"
+    return file.is_file() and "prefect_server" in file.read_text()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

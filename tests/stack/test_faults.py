@@ -1,8 +1,8 @@
 """What happens to unattended runs: schedules, new data, refusals, cancellations, kills, servers that are down.
 
 `pytest -m "stack and not soak"` runs what every change runs: a schedule whose model serves, a refusal, a run that is
-cancelled and resumed. `make soak` adds killed workers, machines that vanish, minutes without MLflow or Prefect's server,
-and ten runs in a row with kills at random. The run ends with the time that each took.
+cancelled and resumed. `make soak` adds killed workers, vanishing machines, minutes without MLflow or Prefect's
+server, and ten runs in a row with kills at random. The run ends with the time that each took.
 """
 
 import os
