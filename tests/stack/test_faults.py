@@ -85,7 +85,7 @@ def test_a_cron_schedule_fires_and_its_model_serves(stack: Stack) -> None:
     with every_minute(stack, RETRAIN):
         stack.until(lambda: bool(stack.runs(RETRAIN)), 120, "the schedule to fire", lambda: stack.output)
         run = stack.runs(RETRAIN)[0]
-    state = stack.wait(run, timeout=300)
+    state = stack.wait(run, timeout=600)
     assert state.name == "Promoted", "\n".join(stack.logs(run))
     assert run.auto_scheduled
     stages = ("prepare", "validate", "reference", "train", "sample", "evaluate")
