@@ -38,6 +38,7 @@ def compare(root, alone):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.usefixtures("cold")  # ranks are processes that their launcher watches
 @pytest.mark.slow
 def test_two_ranks_make_a_model_of_equal_quality(alone, tmp_path):
     root = make_small(tmp_path / "project")
