@@ -5,25 +5,27 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from darkroom.cli import main
 from darkroom.errors import InputError, StageFailed
 from darkroom.files import write_bytes
+from darkroom.registry import dvc_outputs
 from darkroom.registry.checkout import checkout
 from darkroom.registry.promotion import register
 from darkroom.registry.tracking import connect
 from darkroom.workspace import Workspace
-from tests import s3
+from tests import s3, warm
 from tests.integration.checkout_project import OUTPUTS, SECRET, STAGES, dvc, files_of, git, make_tracked
 from tests.integration.registry_project import empty_database, set_params
 
 __all__ = ["empty_database"]  # a fixture
 
-pytestmark = pytest.mark.slow  # each checkout starts DVC four times
+Darkroom = Callable[..., tuple[int, str, str]]
 
 CHAMPION = "models:/digits/1"
 NOT_BROUGHT = {"docs/index.md", "models/.gitignore", "reports/.gitignore", "reports/train/.gitignore"}
@@ -68,9 +70,26 @@ def nothing_to_do(root: Path) -> bool:
     return all(f"Stage '{stage}' didn't change, skipping" in said for stage in STAGES)
 
 
-def darkroom(root: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "darkroom", *arguments]
-    return subprocess.run(command, cwd=root, env=os.environ | environment, capture_output=True, text=True)
+@pytest.fixture(autouse=True)
+def quick_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout starts DVC four times."""
+    monkeypatch.setattr(dvc_outputs, "subprocess", warm)
+
+
+@pytest.fixture
+def darkroom(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Darkroom:
+    """`darkroom(root, arguments…)`: the exit code of the command in that directory, and what it prints."""
+
+    def run(root: Path, *arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.chdir(root)
+            with pytest.raises(SystemExit) as done:
+                main(list(arguments))
+        assert isinstance(done.value.code, int)
+        return done.value.code, *capsys.readouterr()
+
+    return run
 
 
 def test_a_checkout_that_went_on_is_brought_back_from_its_own_cache(
@@ -98,7 +117,8 @@ def test_a_checkout_that_went_on_is_brought_back_from_its_own_cache(
 def test_a_fresh_clone_gets_the_remote_and_everything_from_it(source: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", str(source), str(clone))
-    done = darkroom(clone, "checkout", CHAMPION)
+    command = [sys.executable, "-m", "darkroom", "checkout", CHAMPION]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "`dvc repro` has nothing to do"
     assert "DVC's remote 'storage' was added: s3://models/cache" in done.stdout
@@ -108,12 +128,12 @@ def test_a_fresh_clone_gets_the_remote_and_everything_from_it(source: Path, tmp_
     assert nothing_to_do(clone)
 
 
-def test_an_empty_directory_becomes_the_project_without_git(source: Path, tmp_path: Path) -> None:
+def test_an_empty_directory_becomes_the_project_without_git(source: Path, tmp_path: Path, darkroom: Darkroom) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    done = darkroom(empty, "checkout", CHAMPION, "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    code, out, err = darkroom(empty, "checkout", CHAMPION, "--json")
+    assert code == 0, err
+    told = json.loads(out)
     assert (told["head"], told["pending"], told["outputs"], told["removed"]) == (None, {}, OUTPUTS, [])
     expected = {name: content for name, content in files_of(source).items() if name not in NOT_BROUGHT}
     assert len(expected) == len(files_of(source)) - len(NOT_BROUGHT)
@@ -222,25 +242,25 @@ def test_a_checkout_that_was_killed_is_completed_by_the_same_command(
     assert files_of(later) == files_of(source)
 
 
-def test_raw_data_that_dvc_does_not_hold_is_what_stays_to_do(source: Path, later: Path) -> None:
+def test_raw_data_that_dvc_does_not_hold_is_what_stays_to_do(source: Path, later: Path, darkroom: Darkroom) -> None:
     (later / "data/raw/more.bin").write_bytes(b"of this machine")
-    done = darkroom(later, "checkout", CHAMPION)
-    assert done.returncode == 0, done.stderr
-    assert "`dvc repro` would run prepare again" in done.stdout
-    assert "prepare: changed deps: data/raw modified" in done.stdout
+    code, out, err = darkroom(later, "checkout", CHAMPION)
+    assert code == 0, err
+    assert "`dvc repro` would run prepare again" in out
+    assert "prepare: changed deps: data/raw modified" in out
     assert (later / "data/prepared/dataset.json").read_bytes() == (source / "data/prepared/dataset.json").read_bytes()
 
 
 def test_outputs_that_are_nowhere_are_counted_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path, darkroom: Darkroom
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     empty = tmp_path / "empty"
     empty.mkdir()
-    done = darkroom(empty, "checkout", CHAMPION)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    code, _, err = darkroom(empty, "checkout", CHAMPION)
+    assert code == 1
+    (line,) = err.splitlines()
     assert f"{OUTPUTS + 1} outputs are not in DVC's cache and remote 'storage' cannot be read" in line
     assert "models/ema.safetensors" in line
 
@@ -265,21 +285,21 @@ def test_a_remote_that_lacks_them_is_told_from_one_that_does_not_answer(source: 
     assert f"{OUTPUTS + 1} outputs" in str(error.value)
 
 
-def test_a_directory_with_other_things_in_it_is_left_alone(source: Path, tmp_path: Path) -> None:
+def test_a_directory_with_other_things_in_it_is_left_alone(source: Path, tmp_path: Path, darkroom: Darkroom) -> None:
     (tmp_path / "thesis.tex").write_text("years of work\n")
-    done = darkroom(tmp_path, "checkout", CHAMPION)
-    assert done.returncode == 2
-    assert "neither a project nor empty: it holds thesis.tex; --force" in done.stderr
+    code, _, err = darkroom(tmp_path, "checkout", CHAMPION)
+    assert code == 2
+    assert "neither a project nor empty: it holds thesis.tex; --force" in err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_outside_a_project_the_environment_has_to_name_the_registry(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, darkroom: Darkroom
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    done = darkroom(tmp_path, "checkout", CHAMPION)
-    assert done.returncode == 2
-    assert "set MLFLOW_TRACKING_URI" in done.stderr
+    code, _, err = darkroom(tmp_path, "checkout", CHAMPION)
+    assert code == 2
+    assert "set MLFLOW_TRACKING_URI" in err
     assert list(tmp_path.iterdir()) == []
 
 
