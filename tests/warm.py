@@ -25,6 +25,8 @@ from typing import Any, BinaryIO
 __all__ = ["TimeoutExpired", "run"]  # as code under test that gets this module instead of subprocess names them
 
 _OURS = ("__main__", "__mp_main__", "darkroom", "flows", "tests")
+# What commands other than DVC's import; the rest is learned from them.
+_HEAVY = ("mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "pandas", "sqlalchemy.orm", "torch")
 _lock = threading.Lock()
 _channels: dict[int, BinaryIO] = {}  # by process: one that forks gets its own
 
@@ -108,6 +110,7 @@ def _serve(channel: BinaryIO) -> None:
     """Until the other end is closed."""
     while line := channel.readline():
         request = json.loads(line)
+        _learn(["dvc.cli", "dvc.repo"] if "dvc" in request["arguments"] else _HEAVY)
         known = set(sys.modules)
         reads, writes = os.pipe()
         if (child := os.fork()) == 0:
@@ -126,7 +129,12 @@ def _serve(channel: BinaryIO) -> None:
             learned = names.read().decode().splitlines()
         channel.write(b"%d\n" % code)
         channel.flush()
-        for name in learned:
+        _learn(learned)
+
+
+def _learn(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in sys.modules:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
 

@@ -3,34 +3,22 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
+import yaml
 
 from flows.dvc_stage import run_stage
-
-Project = Callable[..., Path]
+from tests import warm
+from tests.s3 import server
 
 BUCKET = "darkroom"
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 over HTTP with one bucket; nothing but AWS_ENDPOINT_URL points to it."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
-    yield f"s3://{BUCKET}/cache"
-    server.stop()
-
-
 def run(directory: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = warm.run(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -39,23 +27,36 @@ def dvc(root: Path, *arguments: str) -> str:
     return run(root, sys.executable, "-P", "-m", "dvc", *arguments)
 
 
-@pytest.fixture
-def pushed(dvc_project: Project, s3: str) -> Path:
-    """A committed project of two stages whose outputs and run cache are on S3."""
-    root = dvc_project(
-        pack=("open('packed', 'wb').write(bytes(range(256)) * 4000)", {"deps": ["pack.py"], "outs": ["packed"]}),
-        count=(
-            "import json, os; json.dump({'bytes': os.path.getsize('packed')}, open('count.json', 'w'))",
-            {"deps": ["packed", "count.py"], "metrics": ["count.json"]},
-        ),
-    )
-    dvc(root, "remote", "add", "--default", "s3", s3)
-    for stage in ("pack", "count"):
-        run_stage(root, stage)
-    run(root, "git", "add", "--all")
-    run(root, "git", "commit", "-q", "-m", "pipeline")
-    dvc(root, "push", "--run-cache")
-    return root
+STAGES = {
+    "pack": {"cmd": "python pack.py", "deps": ["pack.py"], "outs": ["packed"]},
+    "count": {"cmd": "python count.py", "deps": ["packed", "count.py"], "metrics": ["count.json"]},
+}
+SOURCES = {
+    "pack": "open('packed', 'wb').write(bytes(range(256)) * 4000)",
+    "count": "import json, os; json.dump({'bytes': os.path.getsize('packed')}, open('count.json', 'w'))",
+}
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A committed project of two stages whose outputs and run cache are on S3; only AWS_ENDPOINT_URL points to it."""
+    root = tmp_path_factory.mktemp("pushed") / "project"
+    root.mkdir()
+    with server() as endpoint, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        (root / "params.yaml").write_text("{}\n")
+        (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}, sort_keys=False))
+        for name, source in SOURCES.items():
+            (root / f"{name}.py").write_text(source)
+        run(root, "git", "init", "-q")
+        dvc(root, "init", "-q")
+        dvc(root, "remote", "add", "--default", "s3", f"s3://{BUCKET}/cache")
+        dvc(root, "repro")
+        run(root, "git", "add", "--all")
+        run(root, "git", "commit", "-q", "-m", "pipeline")
+        dvc(root, "push", "--run-cache")
+        yield root
 
 
 def clone(source: Path, target: Path) -> Path:
@@ -84,7 +85,7 @@ def test_a_fresh_clone_computes_a_changed_stage_with_what_it_needs_and_no_more(p
 def test_results_of_an_earlier_variation_come_from_the_remote_run_cache(pushed: Path, tmp_path: Path) -> None:
     committed = (pushed / "count.json").read_text()
     source = (pushed / "count.py").read_text()
-    varied = source.replace("'bytes'", "'size'")
+    varied = source.replace("'bytes'", "'number'")
     (pushed / "count.py").write_text(varied)
     assert run_stage(pushed, "count").name == "Ran"
     dvc(pushed, "push", "--run-cache")
@@ -94,4 +95,4 @@ def test_results_of_an_earlier_variation_come_from_the_remote_run_cache(pushed: 
     assert (fresh / "count.json").read_text() == committed
     (fresh / "count.py").write_text(varied)
     assert "Stage 'count' is cached - skipping run" in dvc(fresh, "repro", "--pull")
-    assert (fresh / "count.json").read_text() == '{"size": 1024000}'
+    assert (fresh / "count.json").read_text() == '{"number": 1024000}'

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from darkroom.registry.package import REQUIREMENTS, requirements
 from darkroom.registry.promotion import register
 from darkroom.registry.tracking import connect, tracking_uri
 from darkroom.workspace import Workspace
+from tests import warm
 from tests.integration.registry_project import (
     empty_database,
     make_project,
@@ -57,11 +59,16 @@ def clean_environment(project: Workspace, **more: str) -> dict[str, str]:
 
 
 def elsewhere(
-    project: Workspace, directory: Path, program: str, python: str = sys.executable, **environment: str
+    project: Workspace,
+    directory: Path,
+    program: str,
+    python: str = sys.executable,
+    run: Callable[..., "subprocess.CompletedProcess[str]"] = subprocess.run,
+    **environment: str,
 ) -> "subprocess.CompletedProcess[str]":
     """Run a program in a process and a directory that have nothing of this project."""
     directory.mkdir()
-    return subprocess.run(
+    return run(
         [python, "-I", "-c", textwrap.dedent(program)],
         cwd=directory,
         env=clean_environment(project, **environment),
@@ -458,7 +465,7 @@ def test_weights_that_were_damaged_in_the_store_are_refused_at_load(workspace: W
                 print(type(error).__name__, error)
     """
     uris.append("models:/digits@challenger")
-    done = elsewhere(workspace, tmp_path / "elsewhere", program, URIS=json.dumps(uris))
+    done = elsewhere(workspace, tmp_path / "elsewhere", program, run=warm.run, URIS=json.dumps(uris))
     said = done.stdout.splitlines()
     assert len(said) == 3, done.stderr
     for line in said:

@@ -99,7 +99,7 @@ def failure(run: Callable[[Workspace], Any], project: Workspace) -> str | None:
     return None
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("command", "mode", "prefixes"),
     [
@@ -114,6 +114,7 @@ def test_a_registry_that_fails_at_any_call_leaves_nothing_half_done(
     command: str,
     mode: str,
     prefixes: tuple[str, ...],
+    every: bool,
     project: Workspace,
     restore: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -127,6 +128,9 @@ def test_a_registry_that_fails_at_any_call_leaves_nothing_half_done(
     assert becomes != was
     chosen = [number for number, name in enumerate(calls) if name.startswith(prefixes)]
     assert len(chosen) > 8
+    if not every:  # those that move an alias, and some between
+        moves = {number for number in chosen if calls[number] == "set_registered_model_alias"}
+        chosen = sorted({*chosen[:: 2 + len(chosen) // 5], *moves, chosen[-1]})
     for number in chosen:
         restore()
         with pytest.MonkeyPatch.context() as patch:
@@ -166,7 +170,6 @@ def says_one_line_and_fails(capsys: pytest.CaptureFixture[str], project: Workspa
     assert (locks(project), open_entries(project)) == ([], 0)
 
 
-@pytest.mark.slow
 def test_artifacts_that_are_gone_in_the_proof_stop_a_promotion_until_they_are_back(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,7 +183,6 @@ def test_artifacts_that_are_gone_in_the_proof_stop_a_promotion_until_they_are_ba
     assert [entry.outcome for entry in history(workspace)] == ["failed", "promoted"]
 
 
-@pytest.mark.slow
 def test_an_s3_endpoint_that_is_down_in_the_proof_stops_a_promotion_until_it_is_back(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

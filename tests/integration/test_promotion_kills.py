@@ -1,6 +1,7 @@
-"""kill -9 at every moment of a promotion and a rollback, and two at once: one state, one history, no lock left.
+"""kill -9 at any moment of a promotion and a rollback, and two at once: one state, one history, no lock left.
 
 A kill after a call that changes something is the same as one before the next: nothing outside the database changes.
+`make test` kills at the moments that differ in kind, `make soak` at every one.
 """
 
 import json
@@ -30,6 +31,8 @@ __all__ = ["empty_database", "workspace"]  # fixtures
 
 KILLED = -9
 PARTS = 4  # side by side
+
+EVERY = pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)])
 
 Ask = Callable[[list[dict[str, Any]]], list[Any]]
 
@@ -105,21 +108,30 @@ def after(result: Any) -> tuple[list[str], list[dict[str, Any]], list[str]]:
     return before, decisions, left
 
 
-@pytest.mark.slow
+def moments(calls: list[str], every: bool) -> list[int]:
+    """The calls to kill before: each, or the first, those that move an alias, the one after these, and the last."""
+    moves = [number for number, name in enumerate(calls) if name == "set_registered_model_alias"]
+    last = len(calls) - 1
+    chosen = range(len(calls)) if every else {0, *moves, *(number + 1 for number in moves), last}
+    return [number for number in sorted(chosen) if number <= last]
+
+
+@EVERY
 @pytest.mark.parametrize("command", ["promote", "rollback"])
 def test_killed_before_any_change_the_next_command_leaves_it_as_if_nothing_had_happened(
-    command: str, start: Workspace, ask: Ask, tmp_path: Path
+    command: str, every: bool, start: Workspace, ask: Ask, tmp_path: Path
 ) -> None:
     undisturbed = copied(start, tmp_path / "undisturbed")
     (reference,) = ask([{"root": str(undisturbed.root), "commands": [command, "history"]}])
     expected = told(reference["returned"][1])
     was, becomes = aliases(start), aliases(undisturbed)
-    steps = reference["calls"]
-    assert len(steps) > 8
+    assert len(reference["calls"]) > 8
+    steps = moments(reference["calls"], every)
 
-    projects = [copied(start, tmp_path / str(number)) for number in range(len(steps))]
+    projects = [copied(start, tmp_path / str(number)) for number in steps]
     killed = [
-        {"root": str(project.root), "commands": [command], "kill": number} for number, project in enumerate(projects)
+        {"root": str(project.root), "commands": [command], "kill": number}
+        for number, project in zip(steps, projects, strict=True)
     ]
     assert ask(killed) == [None] * len(steps)
     found = [(aliases(project), open_entries(project)) for project in projects]
@@ -152,10 +164,10 @@ def test_killed_before_any_change_the_next_command_leaves_it_as_if_nothing_had_h
             assert ("completed after an interruption" in decisions[-1]["findings"]) == bool(unfinished)
 
 
-@pytest.mark.slow
+@EVERY
 @pytest.mark.parametrize(("command", "moved"), [("promote", False), ("rollback", True)])
 def test_a_recovery_that_is_killed_itself_is_taken_up_by_the_next(
-    command: str, moved: bool, start: Workspace, ask: Ask, tmp_path: Path
+    command: str, every: bool, moved: bool, start: Workspace, ask: Ask, tmp_path: Path
 ) -> None:
     undisturbed = copied(start, tmp_path / "undisturbed")
     (reference,) = ask([{"root": str(undisturbed.root), "commands": [command]}])
@@ -168,9 +180,11 @@ def test_a_recovery_that_is_killed_itself_is_taken_up_by_the_next(
     (recovery,) = ask([{"root": str(recovered.root), "commands": ["settle"]}])
     becomes = aliases(undisturbed if moved else start)
     assert aliases(recovered) == becomes
-    projects = [copied(died, tmp_path / str(number)) for number in range(len(recovery["calls"]))]
+    steps = moments(recovery["calls"], every)
+    projects = [copied(died, tmp_path / str(number)) for number in steps]
     second = [
-        {"root": str(project.root), "commands": ["settle"], "kill": number} for number, project in enumerate(projects)
+        {"root": str(project.root), "commands": ["settle"], "kill": number}
+        for number, project in zip(steps, projects, strict=True)
     ]
     assert ask(second) == [None] * len(projects)
     for project in projects:
@@ -186,11 +200,11 @@ def test_a_recovery_that_is_killed_itself_is_taken_up_by_the_next(
         assert (last["outcome"], len(last["findings"])) == (outcome, 1)
 
 
-@pytest.mark.slow
+@EVERY
 def test_two_promotions_at_once_from_two_projects_leave_one_result(
-    waiting: Workspace, ask: Ask, tmp_path: Path
+    every: bool, waiting: Workspace, ask: Ask, tmp_path: Path
 ) -> None:
-    for number, delay in enumerate((0.0, 0.02, 0.05, 0.1, 0.2)):
+    for number, delay in enumerate((0.0, 0.02, 0.05, 0.1, 0.2) if every else (0.0, 0.05)):
         project = copied(waiting, tmp_path / str(number))
         other = make_project(tmp_path / f"{number}-other")
         write_json(other.metrics_file, read_json(project.metrics_file))
@@ -216,7 +230,6 @@ def test_two_promotions_at_once_from_two_projects_leave_one_result(
         assert (locks(project), open_entries(project), left) == ([], 0, [])
 
 
-@pytest.mark.slow
 def test_killed_in_the_proof_for_real(workspace: Workspace) -> None:
     register(workspace)
     with subprocess.Popen(

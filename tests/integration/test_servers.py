@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from darkroom.registry.promotion import history, promote, register, rollback
 from darkroom.registry.tracking import RegistryUnavailable, connect
 from darkroom.registry.versions import store_score, stored_scores
 from darkroom.workspace import Workspace
-from tests import s3
+from tests import s3, warm
 from tests.integration.registry_project import (
     empty_database,
     make_project,
@@ -71,9 +70,7 @@ def load_elsewhere(uri: str, directory: Path, **environment: str) -> dict[str, o
     """What an application gets that knows the registry's address alone."""
     keep = {key: os.environ[key] for key in ("PATH", "HOME", "OMP_NUM_THREADS", "OMP_WAIT_POLICY") if key in os.environ}
     directory.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", DRAW, uri], cwd=directory, env=keep | environment, capture_output=True, text=True
-    )
+    done = warm.run([sys.executable, "-I", "-c", DRAW, uri], cwd=directory, env=keep | environment, capture_output=True)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -184,13 +181,16 @@ def test_the_record_of_a_thousand_classes_fits_into_postgres(
         client.update_model_version("digits", "1", description=card)
 
 
+@pytest.mark.parametrize("kind", ["PostgreSQL", "SQLite"])
 def test_the_first_use_of_a_database_by_several_at_once(
-    database: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, database: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of one checkout and two of others: MLflow's own migrations crash when they run side by side."""
+    monkeypatch.delenv("DARKROOM_STATE", raising=False)
     program = """
         import os, sys
         from pathlib import Path
+        from darkroom.registry.runs import ensure_experiment
         from darkroom.registry.tracking import connect, import_mlflow
         from darkroom.workspace import Workspace
         import_mlflow()
@@ -201,16 +201,19 @@ def test_the_first_use_of_a_database_by_several_at_once(
             child = os.fork()
             if not child:
                 os.read(waits, 1)
-                assert len(connect(Workspace(Path(root))).search_experiments()) == 1
-                os._exit(0)
+                workspace = Workspace(Path(root))
+                client = connect(workspace)
+                made = ensure_experiment(client, workspace, "digits")
+                os._exit(client.get_experiment_by_name("digits").experiment_id != made)
             children.append(child)
         os.write(starts, b"go" * len(children))
         print([os.waitpid(child, 0)[1] for child in children])
     """
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", database.create("fresh"))
+    fresh = database.create("fresh") if kind == "PostgreSQL" else f"sqlite:///{tmp_path}/fresh.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", fresh)
     projects = [str(make_project(tmp_path / name).root) for name in ("one", "another", "a third")]
     command = [sys.executable, "-c", textwrap.dedent(program), projects[0], *projects]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = warm.run(command, cwd=tmp_path, capture_output=True, timeout=120)
     assert done.stdout == "[0, 0, 0, 0]\n", done.stderr
 
 

@@ -1,11 +1,6 @@
 """One training, one run, every point once: whatever happens in between."""
 
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
-
-import pytest
 
 from darkroom.params import load_params
 from darkroom.registry.runs import TrainingLog, ensure_experiment, write_history
@@ -73,22 +68,3 @@ def test_parameters_that_changed_without_changing_the_training_do_not_break_the_
     (run,) = client.search_runs([ensure_experiment(client, workspace, PARAMS.registry.name)])
     assert run.data.params["data.source"] == "digits"
     assert len(client.get_metric_history(run.info.run_id, "loss")) == 3
-
-
-@pytest.mark.slow
-def test_several_processes_may_be_the_first_to_use_a_fresh_database(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("DARKROOM_STATE", raising=False)
-    program = textwrap.dedent(f"""
-        from pathlib import Path
-        from darkroom.registry.runs import ensure_experiment
-        from darkroom.registry.tracking import connect
-        from darkroom.workspace import Workspace
-        workspace = Workspace(Path({str(tmp_path)!r}))
-        print(ensure_experiment(connect(workspace), workspace, "digits"))
-    """)
-    processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = [(process.communicate(timeout=120)[0].strip(), process.returncode) for process in processes]
-    assert answers == [("1", 0)] * 3
