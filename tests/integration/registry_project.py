@@ -1,6 +1,7 @@
 """A small project as the pipeline leaves it, with a real network of random weights: what registration starts from."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from safetensors.torch import save_file
 
 from darkroom.diffusion.card import CARD_FILE, WEIGHTS_FILE, ModelCard, build_unet
@@ -220,15 +222,25 @@ def write_validation(workspace: Workspace) -> None:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A database with MLflow's tables: making them takes seconds, copying them nothing."""
+    """A database with MLflow's tables: making them takes seconds, copying them nothing.
+
+    One is made for all files and processes of a run: a fixture that is imported counts as another one in each file.
+    """
     from darkroom.registry.tracking import connect
 
-    root = tmp_path_factory.mktemp("database")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", "DARKROOM_ARTIFACT_ROOT", "DARKROOM_STATE"):
-            patch.delenv(name, raising=False)
-        connect(Workspace(root))
-    return (root / ".darkroom" / "mlflow.db").read_bytes()
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    made = root / "mlflow-template.db"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("MLFLOW_TRACKING_URI", "DARKROOM_ARTIFACT_ROOT", "DARKROOM_STATE"):
+                    patch.delenv(name, raising=False)
+                project = Workspace(tmp_path_factory.mktemp("database"))
+                connect(project)
+            write_bytes(made, (project.state / "mlflow.db").read_bytes())
+        return made.read_bytes()
 
 
 @pytest.fixture

@@ -230,6 +230,7 @@ def test_two_promotions_at_once_from_two_projects_leave_one_result(
         assert (locks(project), open_entries(project), left) == ([], 0, [])
 
 
+@pytest.mark.soak
 def test_killed_in_the_proof_for_real(workspace: Workspace) -> None:
     register(workspace)
     with subprocess.Popen(

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
 from darkroom.registry.promotion import register
@@ -70,7 +69,6 @@ def post(address: str, body: dict[str, Any]) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
-@pytest.mark.slow
 def test_the_service_draws_pngs_and_refuses_by_name(workspace: Workspace, tmp_path: Path) -> None:
     with service(workspace, tmp_path) as address:
         _check_labelled(address)
@@ -118,12 +116,23 @@ def _check_labelled(service: str) -> None:
         assert status == 400, answer
 
 
-@pytest.mark.slow
-def test_a_service_without_classes_draws_an_image_for_each_row(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_service_without_classes_draws_an_image_for_each_row(workspace: Workspace) -> None:
+    """MLflow's application itself, in this process: what a server of its own adds is tested above."""
+    import mlflow
+    from fastapi.testclient import TestClient
+    from mlflow.pyfunc import scoring_server
+
     make_unlabelled(workspace.root)
     write_model(workspace, 1)
     write_score(workspace, accuracy=None, guided_accuracy=None, guidance_scale=1.0)
-    with service(workspace, tmp_path) as address:
+    register(workspace)
+    (package,) = (workspace.state / "artifacts" / "models").glob("*/artifacts")
+
+    def post(client: TestClient, body: dict[str, Any]) -> tuple[int, Any]:
+        answer = client.post("/invocations", json=body)
+        return answer.status_code, answer.json()
+
+    with TestClient(scoring_server.init(mlflow.pyfunc.load_model(str(package)))) as address:
         for body in (
             {"dataframe_split": {"columns": [], "data": [[], []]}, "params": {"seed": 1}},
             {"dataframe_records": [{}, {}], "params": {"seed": 1}},
