@@ -42,7 +42,7 @@ class Model:
 MODELS = {
     "A64": Model(64, 3, (64, 128, 256, 512), 2, (16, 8), 64, 32, "additive", "cosine", (1, 8), 3, 5),
     "A32": Model(32, 3, (128, 256, 256, 256), 2, (16,), 256, 32, "additive", "linear", (1, 8), 3, 5),
-    "digits": Model(8, 1, (48, 96), 1, (4,), 16, 16, "scale_shift", "cosine", (1, 16, 64), 10, 15),
+    "digits": Model(8, 1, (32, 64), 1, (4,), 16, 16, "scale_shift", "cosine", (1, 16, 64), 10, 15),
 }
 
 

@@ -46,7 +46,7 @@ class Size:
     rounds: int
 
 
-ON_CPU = {"A64": Size(4, 1, 5), "A32": Size(8, 1, 5), "digits": Size(128, 5, 15)}
+ON_CPU = {"A64": Size(4, 1, 5), "A32": Size(8, 1, 5), "digits": Size(64, 10, 15)}
 ON_GPU = Size(128, 10, 5)
 TOY = Size(4, 1, 2)
 

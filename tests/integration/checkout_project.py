@@ -9,7 +9,7 @@ import yaml
 
 from darkroom.files import write_json, write_text
 from darkroom.workspace import Workspace
-from tests import warm
+from tests import forks
 from tests.integration.registry_project import CLASSES, REPOSITORY, make_project, write_model, write_score
 
 # No stage can run: whatever has nothing to do did not need to.
@@ -47,7 +47,7 @@ def dvc(root: Path, *arguments: str) -> str:
 
 
 def run(root: Path, *command: str) -> str:
-    done = warm.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = forks.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     return done.stdout
 

@@ -19,7 +19,7 @@ from darkroom.files import digest_file, write_bytes, write_json, write_text
 from darkroom.params import load_params
 from darkroom.registry import proof
 from darkroom.workspace import Workspace
-from tests import warm
+from tests import forks
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = [str(digit) for digit in range(10)]
@@ -246,7 +246,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: bytes) -> Workspace:
     """A project with one scored model and an empty registry; versions are proven in forks of a warm process."""
-    monkeypatch.setattr(proof, "subprocess", warm)
+    monkeypatch.setattr(proof, "subprocess", forks)
     for name in ("MLFLOW_TRACKING_URI", "DARKROOM_ARTIFACT_ROOT", "DARKROOM_STATE"):
         monkeypatch.delenv(name, raising=False)
     project = make_project(tmp_path / "project")

@@ -19,7 +19,7 @@ from darkroom.registry.checkout import checkout
 from darkroom.registry.promotion import register
 from darkroom.registry.tracking import connect
 from darkroom.workspace import Workspace
-from tests import s3, warm
+from tests import forks, s3
 from tests.integration.checkout_project import OUTPUTS, SECRET, STAGES, dvc, files_of, git, make_tracked
 from tests.integration.registry_project import empty_database, set_params
 
@@ -73,7 +73,7 @@ def nothing_to_do(root: Path) -> bool:
 @pytest.fixture(autouse=True)
 def quick_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkout starts DVC four times."""
-    monkeypatch.setattr(dvc_outputs, "subprocess", warm)
+    monkeypatch.setattr(dvc_outputs, "subprocess", forks)
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from flows.dvc_stage import run_stage
-from tests import warm
+from tests import forks
 from tests.s3 import server
 
 BUCKET = "darkroom"
 
 
 def run(directory: Path, *command: str) -> str:
-    done = warm.run(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = forks.run(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     return done.stdout
 

@@ -28,7 +28,7 @@ from darkroom.registry.package import REQUIREMENTS, requirements
 from darkroom.registry.promotion import register
 from darkroom.registry.tracking import connect, tracking_uri
 from darkroom.workspace import Workspace
-from tests import warm
+from tests import forks
 from tests.integration.registry_project import (
     empty_database,
     make_project,
@@ -465,7 +465,7 @@ def test_weights_that_were_damaged_in_the_store_are_refused_at_load(workspace: W
                 print(type(error).__name__, error)
     """
     uris.append("models:/digits@challenger")
-    done = elsewhere(workspace, tmp_path / "elsewhere", program, run=warm.run, URIS=json.dumps(uris))
+    done = elsewhere(workspace, tmp_path / "elsewhere", program, run=forks.run, URIS=json.dumps(uris))
     said = done.stdout.splitlines()
     assert len(said) == 3, done.stderr
     for line in said:

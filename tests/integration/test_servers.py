@@ -23,7 +23,7 @@ from darkroom.registry.promotion import history, promote, register, rollback
 from darkroom.registry.tracking import RegistryUnavailable, connect, current
 from darkroom.registry.versions import store_score, stored_scores
 from darkroom.workspace import Workspace
-from tests import s3, warm
+from tests import forks, s3
 from tests.integration.registry_project import (
     empty_database,
     make_project,
@@ -99,7 +99,9 @@ def load_elsewhere(uri: str, directory: Path, **environment: str) -> dict[str, o
     """What an application gets that knows the registry's address alone."""
     keep = {key: os.environ[key] for key in ("PATH", "HOME", "OMP_NUM_THREADS", "OMP_WAIT_POLICY") if key in os.environ}
     directory.mkdir()
-    done = warm.run([sys.executable, "-I", "-c", DRAW, uri], cwd=directory, env=keep | environment, capture_output=True)
+    done = forks.run(
+        [sys.executable, "-I", "-c", DRAW, uri], cwd=directory, env=keep | environment, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -274,7 +276,7 @@ def test_the_first_use_of_a_database_by_several_at_once(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", fresh)
     projects = [str(make_project(tmp_path / name).root) for name in ("one", "another", "a third")]
     command = [sys.executable, "-c", textwrap.dedent(program), projects[0], *projects]
-    done = warm.run(command, cwd=tmp_path, capture_output=True, timeout=120)
+    done = forks.run(command, cwd=tmp_path, capture_output=True, timeout=120)
     assert done.stdout == "[0, 0, 0, 0]\n", done.stderr
 
 

@@ -117,9 +117,9 @@ def test_parameters_are_replaced_with_their_comments_kept(project: Path) -> None
         assert (params.train.steps, params.train.model.channels) == (7, [16, 32])
         changed = git(root, "diff", "--unified=0", "params.yaml").splitlines()[4:]
     assert [line for line in changed if not line.startswith("@@")] == [
-        "-    channels: [48, 96]      # one entry per resolution: 8x8, 4x4",
+        "-    channels: [32, 64]      # one entry per resolution: 8x8, 4x4",
         "+    channels: [16, 32]      # one entry per resolution: 8x8, 4x4",
-        "-  steps: 1000",
+        "-  steps: 1400",
         "+  steps: 7",
     ]
 
