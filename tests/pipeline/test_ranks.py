@@ -39,7 +39,7 @@ def compare(root, alone):
 
 
 @pytest.mark.usefixtures("cold")  # ranks are processes that their launcher watches
-@pytest.mark.soak  # their parts: test_ranks.py and test_sharing.py of tests/unit
+@pytest.mark.soak  # their parts: tests/unit/training/test_ranks.py, test_distributed.py, evaluation/test_extraction.py
 def test_two_ranks_make_a_model_of_equal_quality(alone, tmp_path):
     root = make_small(tmp_path / "project")
     assert outcomes(dvc(root, "repro", **TWO)) == dict.fromkeys(STAGES, "ran")
