@@ -245,6 +245,7 @@ def test_kill_9_of_the_flow_takes_the_stage_along(dvc_project: Project) -> None:
     assert [pid for pid in pids if running(pid)] == []
 
 
+@pytest.mark.usefixtures("cold")  # DVC's locks name processes by id and command line
 def test_a_second_run_waits_for_the_first_instead_of_failing(dvc_project: Project) -> None:
     slow = "import time; time.sleep(3); open('a', 'w').write('1')"
     root = dvc_project(slow=(slow, {"outs": ["a"], "deps": ["slow.py"]}))

@@ -366,6 +366,7 @@ def test_whatever_ends_a_flow_its_trainer_saves_and_the_next_run_resumes(dvc_pro
     assert (root / "model").read_text() == "step 7"
 
 
+@pytest.mark.usefixtures("cold")  # DVC's locks name processes by id and command line
 def test_two_runs_in_the_same_workspace_both_end_well_and_the_stage_ran_once(dvc_project: Project) -> None:
     source = "import time; open('runs', 'a').write('x'); time.sleep(3); open('a', 'w').write('1')"
     root = dvc_project(first=(source, {"deps": ["first.py"], "outs": ["a"]}))
