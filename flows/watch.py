@@ -25,6 +25,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events import emit_event
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
 from prefect.variables import Variable
@@ -133,7 +134,7 @@ def watch(
     if verdict.final:
         now = replace(now, verdict=f"{verdict.name}: {verdict.message}"[:1000])
     if now != memory:
-        Variable.set(name, {**asdict(now), "source": source}, tags=["darkroom"], overwrite=True)
+        _remember(name, {**asdict(now), "source": source})
     return _end(look, now, verdict)
 
 
@@ -143,6 +144,16 @@ def recall(name: str) -> Memory:
     if not isinstance(found, dict):
         return Memory()
     return Memory(**{key: value for key, value in found.items() if key in Memory.__dataclass_fields__})
+
+
+def _remember(name: str, value: dict[str, Any]) -> None:
+    try:
+        Variable.set(name, value, tags=["darkroom"], overwrite=True)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 409:
+            raise
+        # Another look made it between Prefect's question whether it is there and its creation.
+        Variable.set(name, value, tags=["darkroom"], overwrite=True)
 
 
 def _seen(memory: Memory, look: Look) -> Memory:

@@ -49,6 +49,7 @@ def runs_of(project: Path) -> list[Any]:
 
 
 def test_a_sweep_makes_experiments_runs_and_a_table_and_another_one_carries_on(project: Path) -> None:
+    before = len(runs_of(project))
     state = run({"train.steps": [10, 20], "sample.guidance_scale": [1.0]})
     assert state.is_completed(), state.message
     assert state.message == "2 of 2 combinations have a score"
@@ -69,7 +70,7 @@ def test_a_sweep_makes_experiments_runs_and_a_table_and_another_one_carries_on(p
         training = found[trial.data.tags["mlflow.parentRunId"]]
         assert training.data.params["train.steps"] == str(row["train.steps"])
         assert "loss" in training.data.metrics
-    assert len(found) == 4
+    assert len(found) == before + 4
 
     # In the project, DVC lists the experiments and brings one back.
     listed = dvc(project, "exp", "list", "--names-only").split()
@@ -87,7 +88,7 @@ def test_a_sweep_makes_experiments_runs_and_a_table_and_another_one_carries_on(p
         assert again[row["train.steps"]] == row | {
             key: again[row["train.steps"]][key] for key in ("outcome", "seconds")
         }
-    assert len(runs_of(project)) == 6
+    assert len(runs_of(project)) == before + 6
     assert not list((project / ".darkroom" / "workspaces").glob("*"))
 
 

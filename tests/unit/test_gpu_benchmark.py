@@ -30,6 +30,7 @@ HELD = (
     "pytest",
     "diffusers",
     "darkroom",
+    "matplotlib",  # torchmetrics looks for its metadata, which cannot be hidden
 )
 BARE = """
 import importlib.machinery, sys

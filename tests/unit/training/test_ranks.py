@@ -96,6 +96,7 @@ def test_accumulation_on_ranks_trains_the_same(alone, tmp_path, oracle):
     assert [(first, size) for first, size, *_ in seen[2:5]] == [(2, 2), (6, 2), (10, 2)]
 
 
+@pytest.mark.soak  # twelve processes; one that is killed: tests/unit/stages/test_launch.py
 def test_a_killed_rank_ends_the_others_and_the_same_command_carries_on_to_the_same_bits(alone, tmp_path, oracle):
     """With four ranks sums depend on their order, which DDP changes after the first step of a process."""
     (tmp_path / "whole").mkdir()

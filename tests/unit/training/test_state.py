@@ -111,4 +111,5 @@ def test_what_was_loaded_is_what_was_there():
         "optimizer",
         "sums",
         "skipped_in_a_row",
+        "in_bf16",
     }
