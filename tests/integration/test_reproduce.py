@@ -394,6 +394,7 @@ def test_the_flow_and_dvc_repro_write_the_same_lock(dvc_project: Project, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.soak  # with small stages: the test above
 def test_the_pipeline_itself_gives_the_same_lock_wherever_it_runs(tmp_path: Path) -> None:
     from tests.pipeline.project import make_reproduced, make_small
 

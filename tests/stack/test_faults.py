@@ -114,6 +114,7 @@ def test_a_run_with_nothing_to_do_finds_everything_in_the_cache(stack: Stack) ->
     )
 
 
+@pytest.mark.soak  # without a worker: tests/integration/test_reproduce.py
 def test_of_two_runs_one_is_refused_and_one_that_is_cancelled_leaves_no_process_and_is_resumed(stack: Stack) -> None:
     before = aliases(stack)
     run = retrain(stack, **{"train.steps": LONG, "train.seed": 1})

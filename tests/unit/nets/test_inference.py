@@ -176,6 +176,7 @@ def test_a_conditional_network_needs_labels_that_it_has():
         prepared.plan([1], torch.tensor([1]))(torch.zeros(1, 1, 8, 8), 1)
 
 
+@pytest.mark.soak  # compiling takes a minute on a busy machine
 def test_compiled_it_is_the_network(oracle, monkeypatch):
     """Here without the compiler behind: that takes a minute. What it gets is the same, in few numbers of rows."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))

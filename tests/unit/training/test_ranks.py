@@ -88,6 +88,7 @@ def test_the_ranks_batches_are_the_halves_of_the_whole_one(together):
     assert [(first, size) for first, size, *_ in seen[1][1:]] == [(8 * step + 4, 4) for step in range(STEPS)]
 
 
+@pytest.mark.soak  # its gradients: test_distributed.py
 def test_accumulation_on_ranks_trains_the_same(alone, tmp_path, oracle):
     root = project(tmp_path, TRAIN)
     assert finish(begin(root, MICRO="2"))[0] == DONE
@@ -115,6 +116,7 @@ def test_a_killed_rank_ends_the_others_and_the_same_command_carries_on_to_the_sa
         assert torch.equal(state_of(root)[name], tensor), name
 
 
+@pytest.mark.soak  # signals on ranks: tests/unit/stages/test_launch.py
 def test_a_signal_to_one_rank_stops_both_after_the_same_step_with_their_state_saved(together, tmp_path):
     root = project(tmp_path, TRAIN)
     code, _, err = finish(begin(root, STOP_AT="25", HOW="stop"))
