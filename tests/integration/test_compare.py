@@ -42,11 +42,11 @@ def test_two_versions_side_by_side(
     code.write_text("before\n")
     register(workspace)
     code.write_text("after\n")
-    set_params(workspace, "train", batch_size=64)
+    set_params(workspace, "train", batch_size=96)
     register_second(workspace, fid=0.9)
     found = compare(workspace, SECOND, FIRST)
     assert (found.mine.version, found.theirs.version) == ("2", "1")
-    assert found.params == {"train.batch_size": (64, 128)}
+    assert found.params == {"train.batch_size": (96, 64)}
     assert found.code == ["src/darkroom/train.py"]
     figures = {figure.name: figure for figure in found.figures}
     fid, kid = figures["unguided.fid"], figures["unguided.kid"]
