@@ -82,7 +82,8 @@ def record(**fields: Any) -> ScoreRecord:
 
 
 def card(scored: ScoreRecord | None = None, classes: list[str] | None = None, **options: Any) -> str:
-    outputs = Outputs(model(CLASSES if classes is None else classes), RUN, scored or record(), True)
+    run = RUN | options.pop("run", {})
+    outputs = Outputs(model(CLASSES if classes is None else classes), run, scored or record(), True)
     options = {"tags": TAGS, "validation": VALIDATION, "params": PARAMS} | options
     return write_card(outputs, options.pop("params"), options.pop("tags"), options.pop("validation"), **options)
 
@@ -177,10 +178,16 @@ def test_of_many_classes_the_worst_are_shown() -> None:
     assert len(text) < 12_000
 
 
+def test_the_arithmetic_is_that_of_the_training() -> None:
+    assert "bf16, final loss" in section(card(run={"precision": "bf16"}), "Training")
+    training = section(card(run={"precision": "fp32"}), "Training")
+    assert "fp32 (bf16 was asked for, which the device had no fast arithmetic for), final loss" in training
+
+
 def test_training_and_data_are_told() -> None:
     text = card()
     training, data = section(text, "Training"), section(text, "Data")
-    for words in ("1,234 steps, 157,952 images, batch 128", "decay 0.995", "cosine, 1,000 timesteps", "f1f1f1f1f1f1"):
+    for words in ("1,234 steps, 157,952 images, batch 64", "decay 0.995", "cosine, 1,000 timesteps", "f1f1f1f1f1f1"):
         assert words in training
     assert "commit `c0ffeec0ffee`" in training
     for words in ("`digits`", "`dadadadadada`", "359 in test, 1,438 in train", "19 of 21 expectations", "2 warnings"):
