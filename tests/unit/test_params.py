@@ -35,7 +35,7 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
         ("  checksum: .*", "", "params.yaml: data.checksum: missing; expected a text or null"),
         ("checksum: null", "checksum: md5:12", "data.checksum = 'md5:12': expected sha256: or md5: and as many"),
         (
-            "(?s)(train:.*?)batch_size: 128",
+            "(?s)(train:.*?)batch_size: 64",
             r"\1batch_size: 0",
             "params.yaml: train.batch_size = 0: expected at least 1",
         ),
@@ -56,11 +56,11 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
             "train.model.attention_resolutions = [16]: resolution 16 does not occur: expected some of [8, 4]",
         ),
         ("norm_groups: .*", "norm_groups: 5", "expected every entry a multiple of norm_groups = 5"),
-        ("head_channels: .*", "head_channels: 36", "train.model.head_channels = 36: expected a divisor of 96"),
+        ("head_channels: .*", "head_channels: 36", "train.model.head_channels = 36: expected a divisor of 64"),
         (
             "(?s)attention_resolutions: .*?head_channels: 16",
             "attention_resolutions: []\n    head_channels: 100",
-            "train.model.head_channels = 100: expected a divisor of 96",
+            "train.model.head_channels = 100: expected a divisor of 64",
         ),
         (
             "name: cosine.*\n    num_timesteps: 1000",
