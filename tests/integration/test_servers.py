@@ -1,6 +1,5 @@
 """The registry on real servers: PostgreSQL, MLflow's tracking server with artifacts on S3, and with sign-in."""
 
-import contextlib
 import json
 import os
 import sys
@@ -10,17 +9,14 @@ from pathlib import Path
 
 import boto3
 import pytest
-from mypy_boto3_s3 import S3Client
 
 from darkroom.cli import main
-from darkroom.errors import InputError
 from darkroom.files import digest_file, write_json
 from darkroom.registry.aliases import version_at
-from darkroom.registry.extractor_weights import find_inception
 from darkroom.registry.journal import experiment
 from darkroom.registry.model_card import describe
 from darkroom.registry.promotion import history, promote, register, rollback
-from darkroom.registry.tracking import RegistryUnavailable, connect, current
+from darkroom.registry.tracking import RegistryUnavailable, connect
 from darkroom.registry.versions import store_score, stored_scores
 from darkroom.workspace import Workspace
 from tests import forks, s3
@@ -28,7 +24,6 @@ from tests.integration.registry_project import (
     empty_database,
     make_project,
     score_record,
-    set_params,
     workspace,
     write_model,
     write_score,
@@ -37,6 +32,8 @@ from tests.servers import PASSWORD, Postgres, TrackingServer, postgres, tracking
 
 __all__ = ["empty_database", "workspace"]  # fixtures
 
+pytestmark = pytest.mark.slow
+
 DRAW = """
 import json, sys
 import mlflow, pandas as pd
@@ -44,7 +41,6 @@ model = mlflow.pyfunc.load_model(sys.argv[1])
 drawn = model.predict(pd.DataFrame({"class_label": [0, 1], "seed": [7, 8]}))
 print(json.dumps({"images": list(drawn["png"]), "weights": model.metadata.metadata["weights_digest"]}))
 """
-ADMIN = ("admin", "an-admin's-password")
 SIGN_IN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
@@ -58,31 +54,6 @@ def database() -> Iterator[Postgres]:
 def storage() -> Iterator[str]:
     with s3.server() as endpoint:
         yield endpoint
-
-
-@pytest.fixture(scope="module")
-def served(database: Postgres, storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
-    """MLflow's server on PostgreSQL with artifacts on S3, that asks for a name and a password."""
-    root = tmp_path_factory.mktemp("served")
-    settings = root / "sign-in.ini"
-    settings.write_text(
-        f"[mlflow]\ndefault_permission = READ\nadmin_username = {ADMIN[0]}\nadmin_password = {ADMIN[1]}\n"
-        f"database_uri = sqlite:///{root / 'users.db'}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    environment = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32}
-    with contextlib.ExitStack() as stack:
-        with pytest.MonkeyPatch.context() as patch:
-            stack.enter_context(s3.empty_bucket(storage, "mlflow", patch))
-            environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        server = TrackingServer(
-            database.create("served"),
-            "s3://mlflow/registry",
-            root / "server",
-            app="basic-auth",
-            environment=environment,
-        )
-        yield stack.enter_context(tracking_server(server))
 
 
 def validated(project: Workspace) -> None:
@@ -99,9 +70,8 @@ def load_elsewhere(uri: str, directory: Path, **environment: str) -> dict[str, o
     """What an application gets that knows the registry's address alone."""
     keep = {key: os.environ[key] for key in ("PATH", "HOME", "OMP_NUM_THREADS", "OMP_WAIT_POLICY") if key in os.environ}
     directory.mkdir()
-    done = forks.run(
-        [sys.executable, "-I", "-c", DRAW, uri], cwd=directory, env=keep | environment, capture_output=True
-    )
+    command = [sys.executable, "-I", "-c", DRAW, uri]
+    done = forks.run(command, cwd=directory, env=keep | environment, capture_output=True)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -116,72 +86,40 @@ def command(*arguments: str) -> int:
     return int(done.value.code or 0)
 
 
-def sign_in(patch: pytest.MonkeyPatch, user: tuple[str, str]) -> None:
-    for name, value in zip(SIGN_IN, user, strict=True):
-        patch.setenv(name, value)
-
-
-def test_a_server_that_dies_and_comes_back(
-    workspace: Workspace, served: TrackingServer, storage: str, monkeypatch: pytest.MonkeyPatch
+def test_a_server_on_postgres_with_artifacts_on_s3_that_dies_and_comes_back(
+    workspace: Workspace, database: Postgres, storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_params(workspace, "registry", name="numbers")
-    client = boto3.client("s3", endpoint_url=storage)
-    before = stored(client)
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)  # the server alone knows the bucket
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
-    sign_in(monkeypatch, ADMIN)
-    validated(workspace)
-    first = (workspace.models / "ema.safetensors").read_bytes()
-    assert register(workspace).created
-    assert promote(workspace).promoted
+    with s3.empty_bucket(storage, "mlflow", monkeypatch) as client:
+        keys = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+        server = TrackingServer(
+            database.create("served"), "s3://mlflow/registry", tmp_path / "server", environment=keys
+        )
+        with tracking_server(server), monkeypatch.context() as ours:
+            for name in keys:  # the server alone knows the bucket
+                ours.delenv(name)
+            ours.setenv("MLFLOW_TRACKING_URI", server.url)
+            validated(workspace)
+            first = (workspace.models / "ema.safetensors").read_bytes()
+            assert register(workspace).created
+            assert promote(workspace).promoted
 
-    served.kill()
-    second_model(workspace)
-    with pytest.raises(RegistryUnavailable, match=served.url) as error:
-        register(workspace)
-    assert len(str(error.value).splitlines()) == 1
-    served.start()
+            server.kill()
+            second_model(workspace)
+            with pytest.raises(RegistryUnavailable, match=server.url) as error:
+                register(workspace)
+            assert len(str(error.value).splitlines()) == 1
+            server.start()
 
-    assert (register(workspace).version, register(workspace).created) == ("2", False)
-    assert promote(workspace).version == "2"
-    assert rollback(workspace, "sevens are mirrored").version == "1"
-    assert told(workspace) == [("promoted", None, "1"), ("promoted", "1", "2"), ("rolled back", "2", "1")]
-    added = stored(client) - before
-    assert all(name.startswith("registry/") for name in added)
-    weights = [name for name in added if name.endswith("ema.safetensors")]
-    assert len(weights) == 2
-    assert first in [client.get_object(Bucket="mlflow", Key=name)["Body"].read() for name in weights]
-
-
-def stored(client: S3Client) -> set[str]:
-    return {entry["Key"] for entry in client.list_objects_v2(Bucket="mlflow").get("Contents", [])}
-
-
-def test_extractor_weights_among_the_artifacts_that_a_server_hands_out(
-    workspace: Workspace, served: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "w.pth").write_bytes(b"weights")
-    digest = digest_file(tmp_path / "w.pth")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
-    sign_in(monkeypatch, ADMIN)
-    client = connect(workspace)
-    run = client.create_run(client.create_experiment("extractors"))
-    with current(served.url):
-        client.log_artifact(run.info.run_id, str(tmp_path / "w.pth"), "extractor")
-    root = run.info.artifact_uri
-    assert root.startswith("mlflow-artifacts:/")
-    monkeypatch.setenv("DARKROOM_INCEPTION_WEIGHTS", f"{root}/extractor/w.pth")
-    found = find_inception(workspace, digest)
-    assert found.read_bytes() == b"weights"
-    found.unlink()
-    monkeypatch.setenv("DARKROOM_INCEPTION_WEIGHTS", f"{root}/extractor/v.pth")
-    with pytest.raises(InputError, match=f"no such file; {root}/extractor has w.pth"):
-        find_inception(workspace, digest)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(RegistryUnavailable, match="does not answer") as error:
-        find_inception(workspace, digest)
-    assert "\n" not in str(error.value)
-    assert list(found.parent.iterdir()) == []
+            assert (register(workspace).version, register(workspace).created) == ("2", False)
+            assert promote(workspace).version == "2"
+            assert rollback(workspace, "sevens are mirrored").version == "1"
+            expected = [("promoted", None, "1"), ("promoted", "1", "2"), ("rolled back", "2", "1")]
+            assert told(workspace) == expected
+        names = [entry["Key"] for entry in client.list_objects_v2(Bucket="mlflow")["Contents"]]
+        assert all(name.startswith("registry/") for name in names)
+        stored = [name for name in names if name.endswith("ema.safetensors")]
+        assert len(stored) == 2
+        assert first in [client.get_object(Bucket="mlflow", Key=name)["Body"].read() for name in stored]
 
 
 def test_postgres_without_a_server_and_its_password_is_never_shown(
@@ -280,49 +218,69 @@ def test_the_first_use_of_a_database_by_several_at_once(
     assert done.stdout == "[0, 0, 0, 0]\n", done.stderr
 
 
+@pytest.mark.soak  # the server works on a password at each request
 def test_sign_in(
     workspace: Workspace,
-    served: TrackingServer,
+    database: Postgres,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    reader = ("reader", "a-reader's-password")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
-    monkeypatch.chdir(workspace.root)
-    validated(workspace)
-    capfd.readouterr()
-    assert command("register") == 1
-    unknown = capfd.readouterr().err
-    sign_in(monkeypatch, ("admin", "a wrong one"))
-    assert command("register") == 1
-    wrong = capfd.readouterr().err
-    for error in (unknown, wrong):
-        assert error.count("\n") == 1, error
-        assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in error
-    assert "'admin'" in wrong
+    admin, reader = ("admin", "an-admin's-password"), ("reader", "a-reader's-password")
+    settings = tmp_path / "sign-in.ini"
+    settings.write_text(
+        "[mlflow]\ndefault_permission = READ\nadmin_username = admin\nadmin_password = an-admin's-password\n"
+        f"database_uri = sqlite:///{tmp_path / 'users.db'}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    server = TrackingServer(
+        database.create("guarded"),
+        (tmp_path / "artifacts").as_uri(),
+        tmp_path / "server",
+        app="basic-auth",
+        environment={"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32},
+    )
 
-    sign_in(monkeypatch, ADMIN)
-    assert command("register") == 0
-    assert "View run" not in capfd.readouterr().out
-    connect(workspace).create_experiment(experiment("digits"))  # as an earlier promotion leaves it
-    create_user(served, reader)
-    sign_in(monkeypatch, reader)
-    access = dict(zip(SIGN_IN, reader, strict=True))
-    app = load_elsewhere("models:/digits@challenger", tmp_path / "app", MLFLOW_TRACKING_URI=served.url, **access)
-    assert len(set(app["images"])) == 2  # type: ignore[call-overload]
-    capfd.readouterr()
-    assert command("history") == 0
-    assert command("promote") == 1
-    denied = capfd.readouterr().err
-    assert denied.count("\n") == 1, denied
-    assert "user 'reader' may not do this" in denied
-    sign_in(monkeypatch, ADMIN)
-    assert told(workspace) == []
-    assert version_at(connect(workspace), "digits", "champion") is None
-    printed = unknown + wrong + denied + served.log
-    for secret in (ADMIN[1], reader[1], "a wrong one"):
-        assert secret not in printed
+    def sign_in(user: tuple[str, str]) -> None:
+        for name, value in zip(SIGN_IN, user, strict=True):
+            monkeypatch.setenv(name, value)
+
+    with tracking_server(server):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+        monkeypatch.chdir(workspace.root)
+        validated(workspace)
+        capfd.readouterr()
+        assert command("register") == 1
+        unknown = capfd.readouterr().err
+        sign_in(("admin", "a wrong one"))
+        assert command("register") == 1
+        wrong = capfd.readouterr().err
+        for error in (unknown, wrong):
+            assert error.count("\n") == 1, error
+            assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in error
+        assert "'admin'" in wrong
+
+        sign_in(admin)
+        assert command("register") == 0
+        assert "View run" not in capfd.readouterr().out
+        connect(workspace).create_experiment(experiment("digits"))  # as an earlier promotion leaves it
+        create_user(server, reader)
+        sign_in(reader)
+        access = dict(zip(SIGN_IN, reader, strict=True))
+        app = load_elsewhere("models:/digits@challenger", tmp_path / "app", MLFLOW_TRACKING_URI=server.url, **access)
+        assert len(set(app["images"])) == 2  # type: ignore[call-overload]
+        capfd.readouterr()
+        assert command("history") == 0
+        assert command("promote") == 1
+        denied = capfd.readouterr().err
+        assert denied.count("\n") == 1, denied
+        assert "user 'reader' may not do this" in denied
+        sign_in(admin)
+        assert told(workspace) == []
+        assert version_at(connect(workspace), "digits", "champion") is None
+        printed = unknown + wrong + denied + server.log
+        for secret in (admin[1], reader[1], "a wrong one"):
+            assert secret not in printed
 
 
 def create_user(server: TrackingServer, user: tuple[str, str]) -> None:
