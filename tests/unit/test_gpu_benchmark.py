@@ -111,7 +111,7 @@ def test_a_rehearsal_measures_every_part_with_no_more_than_a_gpu_machine_holds(
     assert all(one["images_per_second"] > 0 and one["memory"] > 1e6 for one in trained.values())
     bf16 = gpu_report.distance(*(trained[name]["losses"] for name in (list(trained)[1], "darkroom fp32")))
     assert 0 <= bf16 < 0.05  # a toy's first steps, from an output of zero: they may well agree to the last bit
-    assert all(math.isfinite(loss) and loss > 0 for one in trained.values() for loss in one["losses"])
+    assert all(math.isfinite(loss) and loss > 0 for one in trained.values() for loss in one.get("losses", []))
     drawn = parts["sampling"]["contenders"]
     assert all(list(one["batches"]) == ["1", "2"] for one in drawn.values())
     assert set(drawn) == {"darkroom bf16", "diffusers compiled bf16"}
