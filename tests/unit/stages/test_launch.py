@@ -49,12 +49,14 @@ def ended(ranks, seconds):
 @pytest.mark.parametrize(
     ("stage", "code", "printed"),
     [
+        pytest.param(
+            'raise Interrupted("stopped at step 3")', 75, "stage: stopped at step 3\n", marks=pytest.mark.soak
+        ),
         ('raise InputError("x = 1: bad\\ny = 2: bad")', 2, "stage: x = 1: bad\nstage: y = 2: bad\n"),
         ('if ranks.rank == 1: raise StageFailed("no disk")\nranks.wait()', 1, "stage: no disk\n"),
     ],
 )
 def test_exit_codes_survive_and_what_happened_is_said_once(tmp_path, stage, code, printed):
-    """Those of an interruption: below, where a signal makes one."""
     process = start(project(tmp_path, f'print("on rank", ranks.rank)\n{stage}'))
     assert finish(process) == (code, "on rank 0\n", printed)
 
@@ -66,30 +68,32 @@ def test_a_defect_shows_its_traceback_once(tmp_path):
     assert re.search(r"^stage: rank [01]: ZeroDivisionError: division by zero$", err, re.MULTILINE)
 
 
-def test_a_rank_that_is_killed_ends_the_others_at_once_and_is_named(tmp_path):
-    """Here the first; the second where two machines meet."""
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_rank_that_is_killed_ends_the_others_at_once_and_is_named(tmp_path, victim):
     process = start(project(tmp_path, TRAINER))
     ranks = pids(tmp_path)
-    os.kill(ranks[0], signal.SIGKILL)
+    os.kill(ranks[victim], signal.SIGKILL)
     assert ended(ranks, seconds=10)
-    why = f"rank 0 (process {ranks[0]}) was killed by SIGKILL"
+    why = f"rank {victim} (process {ranks[victim]}) was killed by SIGKILL"
     said = f"stage: {why}, so the others were ended; the same command carries on\n"
     assert finish(process) == (1, "", said)
 
 
-def test_a_signal_reaches_the_ranks_which_have_time_to_save(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
+def test_a_signal_reaches_the_ranks_which_have_time_to_save(tmp_path, number):
     process = start(project(tmp_path, TRAINER))
     ranks = pids(tmp_path)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert finish(process) == (75, "", "stage: stopped at step 7, state saved\n")
     assert (tmp_path / "saved").read_text() == "at step 7"
     assert not any(map(running, ranks))
 
 
-def test_a_signal_ends_ranks_that_have_nothing_to_save(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
+def test_a_signal_ends_ranks_that_have_nothing_to_save(tmp_path, number):
     process = start(project(tmp_path, WAITING))
     ranks = pids(tmp_path)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert finish(process, 20) == (130, "", "stage: interrupted; nothing half-written is left\n")
     assert not any(map(running, ranks))
 
