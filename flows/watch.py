@@ -25,7 +25,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events import emit_event
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
 from prefect.variables import Variable
@@ -149,10 +149,8 @@ def recall(name: str) -> Memory:
 def _remember(name: str, value: dict[str, Any]) -> None:
     try:
         Variable.set(name, value, tags=["darkroom"], overwrite=True)
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code != 409:
-            raise
-        # Another look made it between Prefect's question whether it is there and its creation.
+    except ObjectAlreadyExists:
+        # Another look made it between Prefect's question whether it is there and its creation: now it is overwritten.
         Variable.set(name, value, tags=["darkroom"], overwrite=True)
 
 

@@ -167,6 +167,24 @@ def test_looks_at_the_same_moment_start_one_retraining(look: Callable[..., State
     assert len(retraining.runs()) == 1
 
 
+def test_a_memory_that_another_look_makes_meanwhile_is_no_obstacle(
+    look: Callable[..., State[str]], retraining: Retraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert look().name == "Started"
+    retraining.end(Completed())
+    asked: list[str] = []
+    read = SyncPrefectClient.read_variable_by_name
+
+    def not_yet(client: SyncPrefectClient, name: str) -> Any:
+        asked.append(name)
+        return read(client, name) if len(asked) != 2 else None  # the first to remember; then whether there is one
+
+    monkeypatch.setattr(SyncPrefectClient, "read_variable_by_name", not_yet)
+    assert look().name == "Unchanged"
+    assert len(asked) > 2
+    assert watching.recall(asked[0]).verdict
+
+
 def test_data_that_still_changes_waits_until_it_is_quiet(
     look: Callable[..., State[str]], retraining: Retraining, monkeypatch: pytest.MonkeyPatch
 ) -> None:
