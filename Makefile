@@ -49,7 +49,7 @@ soak: setup  ## what takes too long for every change, under an hour: the gate on
 lint: setup  ## ruff and mypy; repair what can be repaired with: ruff check --fix . && ruff format .
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
-	@$(RUN) mypy
+	@$(RUN) mypy -n auto
 
 bench: setup .venv/bench/installed  ## time sampling and training beside two other libraries (ARGS=--write keeps the results)
 	@$(RUN) python -m benchmarks.sampling $(ARGS)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -16,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
+from tests import forks
 from tests.oracles import TABLE, OracleTable
 
 # Before anything imports torch, Prefect, MLflow or DVC. Nothing here may come from the project's own state.
 _SCRATCH = tempfile.TemporaryDirectory(prefix="darkroom-tests-")
 _GPU = os.environ.get("DARKROOM_TEST_DEVICE", "cuda")  # where tests with the marker gpu run; a rehearsal's is cpu
 # What the processes of one run share, and the process that outlives the others.
-SHARED = Path(os.environ.setdefault("TESTS_SHARED", _SCRATCH.name))
-_OWNER = int(os.environ.setdefault("TESTS_OWNER", str(os.getpid())))
+os.environ.setdefault("TESTS_SHARED", _SCRATCH.name)
+os.environ.setdefault("TESTS_OWNER", str(os.getpid()))
 for _name in list(os.environ):
     if _name.startswith(("AWS_", "DARKROOM_", "DVC_", "MLFLOW_", "PREFECT_")):
         del os.environ[_name]
@@ -58,7 +57,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 Path(os.environ["PREFECT_HOME"]).mkdir()
-_WARM = Path(__file__).parent / "warm"
 _REPORTS = pytest.StashKey[dict[str, list[str]]]()
 
 
@@ -180,34 +178,12 @@ def oracle(pytestconfig: pytest.Config) -> OracleTable:
     return pytestconfig.stash[TABLE]
 
 
-@pytest.fixture(scope="session")
-def _warm_server() -> Path:
-    """The socket of `warm/server.py`, which is started for all processes of this run by the first that asks."""
-    socket, started = SHARED / "warm.socket", SHARED / "warm.started"
-    with FileLock(SHARED / "warm.lock"):
-        if not started.exists():
-            with (SHARED / "warm.log").open("wb") as log:
-                subprocess.Popen(
-                    [sys.executable, str(_WARM / "server.py"), str(socket), str(_OWNER)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            deadline = time.monotonic() + 120
-            while not socket.exists():
-                assert time.monotonic() < deadline, (SHARED / "warm.log").read_text()
-                time.sleep(0.05)
-            started.touch()
-    return socket
-
-
 @pytest.fixture(scope="module")
-def warm(_warm_server: Path) -> Iterator[None]:
+def warm() -> Iterator[None]:
     """DVC, stages and `darkroom` commands are forks of a process that has their imports: for tests of what they do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(_WARM))
-        patch.setenv("TESTS_WARM", str(_warm_server))
+        for name, value in forks.environment().items():
+            patch.setenv(name, value)
         yield
 
 

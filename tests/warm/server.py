@@ -1,4 +1,4 @@
-"""Runs modules in forks of one process that has imported what takes long: `server.py SOCKET PID`, until PID ends."""
+"""Runs Python commands in forks of one process that has the slow imports: `server.py SOCKET PID`, until PID ends."""
 
 import atexit
 import contextlib
@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -104,23 +103,34 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    added = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    sys.path[:] = [*request["path"], *added, *sys.path]
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def run(module: str, arguments: list[str]) -> int:
-    """Run a module as `python -m` does; returns the exit code."""
-    sys.argv[1:] = arguments
+def run(flags: list[str]) -> int:
+    """Run what `python FLAGS` would: a module, a program or a file. Returns the exit code."""
+    isolated = safe = False
+    while flags[0] in ("-I", "-P", "-B"):
+        isolated, safe = isolated or flags[0] == "-I", safe or flags[0] != "-B"
+        flags = flags[1:]
+    kind, name, *arguments = flags if flags[0] in ("-m", "-c") else ["", *flags]
+    first = "" if kind else str(Path(name).absolute().parent)
+    added = [] if isolated else [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    sys.path[:] = [*([] if safe else [first]), *added, *sys.path]
+    sys.argv = [kind or name, *arguments]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if kind == "-m":
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        elif kind == "-c":
+            exec(name, vars(sys.modules["__main__"]))
+        else:
+            runpy.run_path(name, run_name="__main__")
     except SystemExit as ended:
         if ended.code is None or isinstance(ended.code, int):
             return ended.code or 0
         print(ended.code, file=sys.stderr)
         return 1
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         return 1
     return 0
 
@@ -128,7 +138,7 @@ def run(module: str, arguments: list[str]) -> int:
 if __name__ == "__main__":
     del sys.path[0]  # this folder
     request = serve(sys.argv[1], int(sys.argv[2]))
-    code = run(request["module"], request["arguments"])
+    code = run(request["arguments"])
     # What an interpreter does at its end, but for taking all that was imported to pieces, which takes a second.
     threading._shutdown()
     atexit._run_exitfuncs()
