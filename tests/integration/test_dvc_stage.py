@@ -170,6 +170,8 @@ def test_any_dvc_command_gives_its_lines_or_its_last_message(dvc_project: Projec
             "bad: params.yaml: x = 1",
         ),
         ("import sys; print('bad: saved at step 5'); sys.exit(75)", Interrupted, "bad: saved at step 5"),
+        ("import sys; print('bad: accuracy 0.5: expected 0.97'); sys.exit(1)", StageFailed, "bad: accuracy 0.5"),
+        ("1 / 0", StageFailed, r"bad failed \(exit code 1\): ZeroDivisionError: division by zero"),
         ("import os; os.kill(os.getpid(), 9)", StageFailed, r"bad failed \(killed by SIGKILL\)"),
         ("pass", StageFailed, "output 'out' does not exist"),
     ],

@@ -183,8 +183,9 @@ def test_bad_input_ends_the_flow_at_that_stage_and_is_not_retried(dvc_project: P
         "sys.exit(1)",
         "print('first: saved at step 7'); sys.exit(75)",
         "os.kill(os.getppid(), 9)",
+        pytest.param("os.kill(os.getpid(), 9)", marks=pytest.mark.soak),
     ],
-    ids=["failed", "interrupted from elsewhere", "its parent killed"],
+    ids=["failed", "interrupted from elsewhere", "its parent killed", "killed"],
 )
 def test_a_stage_that_fails_is_tried_again_where_one_can_see_it(dvc_project: Project, end: str) -> None:
     root = dvc_project(first=(TRIES.format(end=end), {"deps": ["first.py"], "outs": ["a"]}))

@@ -92,7 +92,9 @@ def test_a_cron_schedule_fires_and_its_model_serves(stack: Stack) -> None:
     states = stack.task_states(run)
     assert {states[name] for name in stages} == {"Ran"}
     assert (states["register"], states["promote"]) == ("Registered", "Promoted")
-    assert {"retrain", "stages"} <= set(stack.artifacts(run))
+    artifacts = stack.artifacts(run)
+    assert {"retrain", "stages", "mlflow-run"} <= set(artifacts)
+    assert f"{stack.mlflow_url}/#/experiments/" in str(artifacts["mlflow-run"].data)
     assert aliases(stack)["champion"] == "1"
     assert told(stack, "promoted", run)
     branches = subprocess.run(

@@ -17,12 +17,20 @@ from typing import Any
 
 # No module of the project: each command has its own copy of that on its path.
 IMPORTED = (
-    "dvc.cli.parser",
-    "dvc.commands.repro",
-    "dvc.repo.reproduce",
-    "dvc.output",
+    *(f"dvc.{name}" for name in ("_debug", "cachemgr", "cli.parser", "commands.repro", "data_cloud", "lock", "output")),
+    *(f"dvc.{name}" for name in ("rwlock", "scm", "utils.strictyaml")),
+    *(f"dvc.repo.{name}" for name in ("artifacts", "datasets", "experiments.cache", "index", "metrics.show", "plots")),
+    *(f"dvc.repo.{name}" for name in ("params.show", "reproduce", "stage", "worktree")),
+    *(f"dvc_data.index.{name}" for name in ("checkout", "fetch", "push")),
+    "dvc_s3",
+    "s3fs",
+    "scmrepo.git",
+    "pygit2",
+    "fsspec.implementations.memory",
+    "rich.json",
     "torch",
     "torch.optim",
+    "sympy",  # the first optimizer asks for it
     "torchmetrics.image.fid",
     "torchmetrics.image.kid",
     "safetensors.torch",
@@ -121,7 +129,7 @@ def run(flags: list[str]) -> int:
         if kind == "-m":
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         elif kind == "-c":
-            exec(name, vars(sys.modules["__main__"]))
+            exec(name, {"__name__": "__main__"})
         else:
             runpy.run_path(name, run_name="__main__")
     except SystemExit as ended:

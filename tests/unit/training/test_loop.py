@@ -188,10 +188,11 @@ def test_a_training_shorter_than_the_patience_does_not_pass_as_trained(tmp_path,
         small_training(tmp_path)
 
 
-def test_micro_batches_train_the_same(tmp_path, oracle):
+@pytest.mark.parametrize("sizes", [(1, 4, 100), pytest.param((2, 8), marks=pytest.mark.soak)])
+def test_micro_batches_train_the_same(tmp_path, sizes, oracle):
     whole = []
     one = small_training(tmp_path / "whole", steps=50, on_tick=whole.append)
-    for micro_batch in (1, 4, 100):
+    for micro_batch in sizes:
         divided = []
         other = small_training(tmp_path / f"{micro_batch}", steps=50, on_tick=divided.append, micro_batch=micro_batch)
         _check_that_they_train_the_same(one, other, whole, divided, oracle)
