@@ -192,6 +192,7 @@ def test_an_s3_endpoint_that_is_down_in_the_proof_stops_a_promotion_until_it_is_
         register(workspace)
         monkeypatch.chdir(workspace.root)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         says_one_line_and_fails(capsys, workspace, "Could not connect to the endpoint")
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         assert promote(workspace).promoted
