@@ -90,7 +90,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # What takes longest begins first, so that no process is left alone with it at the end.
-_FIRST = ("tests/stack", "tests/soak", "tests/pipeline", "tests/integration")
+_FIRST = ("tests/stack", "tests/soak", "tests/pipeline", "tests/unit/test_gpu_benchmark.py", "tests/integration")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
