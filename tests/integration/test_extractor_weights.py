@@ -2,12 +2,7 @@
 
 import hashlib
 import os
-import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +11,7 @@ import pytest
 from mypy_boto3_s3 import S3Client
 
 from darkroom.errors import InputError
+from darkroom.files import write_bytes
 from darkroom.registry.extractor_weights import (
     INCEPTION_FILE,
     INCEPTION_URL,
@@ -26,7 +22,11 @@ from darkroom.registry.extractor_weights import (
 )
 from darkroom.registry.tracking import RegistryUnavailable, connect, current, tracking_uri
 from darkroom.workspace import Workspace
+from tests.integration.registry_project import empty_database
 from tests.s3 import Fault, Proxy, empty_bucket, faulty, first, server, without_pauses
+from tests.servers import TrackingServer, tracking_server
+
+__all__ = ["empty_database"]  # a fixture
 
 BUCKET = "darkroom-extractors"
 VARIABLE = "DARKROOM_INCEPTION_WEIGHTS"
@@ -279,13 +279,14 @@ def test_two_at_once_are_told_apart(workspace: Workspace, proxy: Proxy) -> None:
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def database(tmp_path_factory: pytest.TempPathFactory, empty_database: bytes) -> Path:
     """A project's state with MLflow's tables and a run with an artifact in files; its id is the text of `run`."""
     root = tmp_path_factory.mktemp("tracking")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_TRACKING_URI", "DARKROOM_STATE", "DARKROOM_ARTIFACT_ROOT"):
             patch.delenv(name, raising=False)
         project = Workspace(root)
+        write_bytes(project.state / "mlflow.db", empty_database)
         client = connect(project)
         experiment = client.create_experiment("files", artifact_location=(root / "artifacts").as_uri())
         (root / "run").write_text(log_weights(project, experiment))
@@ -385,36 +386,13 @@ def test_an_artifact_store_that_is_down_is_one_line(
     assert "Could not connect to the endpoint" in refusal(workspace)
 
 
-def await_answer(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Return when the server at `url` answers; fail with its log if it ends or takes longer than two minutes."""
-    for _ in range(600):
-        assert process.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return
-    pytest.fail(log.read_text())
-
-
 @pytest.mark.slow
 def test_artifacts_that_a_server_hands_out_are_fetched_and_a_server_that_is_gone_is_one_line(
     workspace: Workspace, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{database / '.darkroom' / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(tmp_path / "served")]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        await_answer(f"{url}/health", process, tmp_path / "server.log")
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    backend = f"sqlite:///{Workspace(database).state / 'mlflow.db'}"
+    with tracking_server(TrackingServer(backend, str(tmp_path / "served"), tmp_path / "server")) as served:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
         tracking = connect(workspace)
         run = log_weights(Workspace(tmp_path), tracking.create_experiment("served"))
         root = tracking.get_run(run).info.artifact_uri
@@ -424,9 +402,6 @@ def test_artifacts_that_a_server_hands_out_are_fetched_and_a_server_that_is_gone
         kept(workspace).unlink()
         monkeypatch.setenv(VARIABLE, f"{root}/extractor/v.pth")
         assert refusal(workspace).endswith(f"no such file; {root}/extractor has w.pth")
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
     with pytest.raises(RegistryUnavailable, match="does not answer") as error:
         find_inception(workspace, SHA256)
     assert "\n" not in str(error.value)

@@ -17,11 +17,29 @@ from typing import Any
 
 # No module of the project: each command has its own copy of that on its path.
 IMPORTED = (
-    *(f"dvc.{name}" for name in ("_debug", "cachemgr", "cli.parser", "commands.repro", "data_cloud", "lock", "output")),
-    *(f"dvc.{name}" for name in ("rwlock", "scm", "utils.strictyaml")),
-    *(f"dvc.repo.{name}" for name in ("artifacts", "datasets", "experiments.cache", "index", "metrics.show", "plots")),
-    *(f"dvc.repo.{name}" for name in ("params.show", "reproduce", "stage", "worktree")),
-    *(f"dvc_data.index.{name}" for name in ("checkout", "fetch", "push")),
+    "dvc._debug",
+    "dvc.cachemgr",
+    "dvc.cli.parser",
+    "dvc.commands.repro",
+    "dvc.data_cloud",
+    "dvc.lock",
+    "dvc.output",
+    "dvc.repo.artifacts",
+    "dvc.repo.datasets",
+    "dvc.repo.experiments.cache",
+    "dvc.repo.index",
+    "dvc.repo.metrics.show",
+    "dvc.repo.params.show",
+    "dvc.repo.plots",
+    "dvc.repo.reproduce",
+    "dvc.repo.stage",
+    "dvc.repo.worktree",
+    "dvc.rwlock",
+    "dvc.scm",
+    "dvc.utils.strictyaml",
+    "dvc_data.index.checkout",
+    "dvc_data.index.fetch",
+    "dvc_data.index.push",
     "dvc_s3",
     "s3fs",
     "scmrepo.git",
@@ -116,14 +134,14 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
 
 def run(flags: list[str]) -> int:
     """Run what `python FLAGS` would: a module, a program or a file. Returns the exit code."""
-    isolated = safe = False
+    options = set()
     while flags[0] in ("-I", "-P", "-B"):
-        isolated, safe = isolated or flags[0] == "-I", safe or flags[0] != "-B"
-        flags = flags[1:]
+        option, *flags = flags
+        options.add(option)
     kind, name, *arguments = flags if flags[0] in ("-m", "-c") else ["", *flags]
     first = "" if kind else str(Path(name).absolute().parent)
-    added = [] if isolated else [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    sys.path[:] = [*([] if safe else [first]), *added, *sys.path]
+    added = [] if "-I" in options else [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    sys.path[:] = [*([] if options & {"-I", "-P"} else [first]), *added, *sys.path]
     sys.argv = [kind or name, *arguments]
     try:
         if kind == "-m":
