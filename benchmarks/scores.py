@@ -24,7 +24,6 @@ from benchmarks import interleaved, machine
 RESULTS = interleaved.RESULTS / "scores"
 SETS = ("real", "generated")
 ROUNDS = 3  # of FID; the others are run once
-RESAMPLES = 2  # of the bootstrap
 
 
 def make_features(directory: Path, images: int, dimensions: int) -> None:
@@ -43,7 +42,7 @@ def work(score: str, directory: Path, images: int) -> dict[str, Any]:
     """Compute one score from the first `images` of both sets; seconds of its steps and bytes of this process."""
     from darkroom.evaluation.distances import Moments, frechet_distance  # before torch: it sets how threads wait
     from darkroom.evaluation.neighbours import Manifold, precision_recall
-    from darkroom.evaluation.uncertainty import bootstrap_fid, fid_infinity
+    from darkroom.evaluation.uncertainty import fid_deviation, fid_infinity
 
     import torch  # isort: skip
 
@@ -67,9 +66,9 @@ def work(score: str, directory: Path, images: int) -> dict[str, Any]:
             done("moments of generated images")
             frechet_distance(reference, moments)
             done("distance")
-        elif score == "bootstrap":
-            bootstrap_fid(reference, generated, torch.arange(images) % 10, RESAMPLES, 0)
-            done(f"{RESAMPLES} resamples")
+        elif score == "deviation of FID":
+            fid_deviation(reference, [generated], torch.arange(images) % 10)
+            done("deviation")
         else:
             fid_infinity(reference, generated, torch.arange(images) % 10, 0)
             done("extrapolation")
@@ -89,7 +88,7 @@ def measure(score: str, directory: Path, images: int) -> dict[str, Any]:
 def runs(images: int, neighbours: int) -> Iterator[tuple[str, int]]:
     """What is measured: scores, each with its number of images."""
     yield from [("FID", images // 4), ("FID", images)] * ROUNDS
-    yield "bootstrap", images
+    yield "deviation of FID", images
     yield "FID of infinitely many images", images
     yield "precision and recall", neighbours
 

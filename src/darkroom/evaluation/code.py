@@ -11,6 +11,7 @@ CODE = (
     "evaluation/drawing.py",
     "evaluation/extraction.py",
     "evaluation/features.py",
+    "evaluation/labels.py",
     "evaluation/memorisation.py",
     "evaluation/neighbours.py",
     "evaluation/score.py",

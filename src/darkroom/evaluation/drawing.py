@@ -1,6 +1,6 @@
 """Drawing the evaluation images of a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from darkroom.diffusion.model import DiffusionModel
 from darkroom.errors import InputError
+from darkroom.evaluation.labels import balanced_labels, stratified_labels
 from darkroom.evaluation.samples import SampleSet
 from darkroom.evaluation.sharing import Alone, Sharing
 from darkroom.params import SampleParams
@@ -17,14 +18,10 @@ from darkroom.params import SampleParams
 RAW_FILE = "raw.safetensors"  # beside the EMA weights: what they are an average of
 
 
-def balanced_labels(num_images: int, num_labels: int) -> Tensor:
-    """0, 1, … num_labels - 1, 0, 1, …: int64 (num_images,); counts differ by one at most."""
-    return torch.arange(num_images) % num_labels
-
-
 def draw_samples(
     model: DiffusionModel,
     params: SampleParams,
+    class_counts: Sequence[int],
     *,
     raw: DiffusionModel | None = None,
     sharing: Sharing | None = None,
@@ -32,19 +29,22 @@ def draw_samples(
 ) -> SampleSet | None:
     """Draw the evaluation images: an unguided set for each seed, and for the first one a guided set and a `raw` one.
 
-    The raw set is unguided, from the weights without EMA. On several processes the images are the same as on one; the
-    first process gets them, the others None. `progress` counts images, up to `num_draws`;
-    those that are being drawn count by their steps.
+    Unguided sets have their labels in the shares of `class_counts`, those of the reference; the guided set, by which
+    each class is judged, has as many of each. The raw set is unguided, from the weights without EMA. On several
+    processes the images are the same as on one; the first process gets them, the others None. `progress` counts images,
+    up to `num_draws`; those that are being drawn count by their steps. Raises InputError if the reference has other
+    classes.
     """
     sharing = sharing or Alone()
     total = params.num_images
     share = sharing.share(total)
     index = torch.arange(total)[share]
-    all_labels = balanced_labels(total, model.card.num_labels)
-    labels = all_labels[share]
+    if len(class_counts) != model.card.num_labels:
+        raise InputError(f"the model has {model.card.num_labels} classes, the reference {len(class_counts)}")
+    labels, balanced = stratified_labels(total, class_counts), balanced_labels(total, model.card.num_labels)
     finished = 0
 
-    def draw(source: DiffusionModel, guidance_scale: float, seed: int) -> Tensor | None:
+    def draw(source: DiffusionModel, labels: Tensor, guidance_scale: float, seed: int) -> Tensor | None:
         nonlocal finished
         before, finished = finished, finished + total
         complete = 0  # images of this draw
@@ -63,7 +63,7 @@ def draw_samples(
             show(complete + min(params.batch_size, len(index) - complete) * step // (params.steps + 1))
 
         images = source.draw(
-            labels,
+            labels[share],
             params.changed(guidance_scale=guidance_scale),
             seed=seed,
             index=index,
@@ -74,25 +74,29 @@ def draw_samples(
         return sharing.gather(images, total)
 
     first = params.seeds[0]
-    unguided = [draw(model, 1.0, seed) for seed in params.seeds]
-    guided = unguided[0] if params.guidance_scale == 1 else draw(model, params.guidance_scale, first)
-    from_raw = None if raw is None else draw(raw, 1.0, first)
+    unguided = [draw(model, labels, 1.0, seed) for seed in params.seeds]
+    same = params.guidance_scale == 1 and torch.equal(labels, balanced)
+    guided = unguided[0] if same else draw(model, balanced, params.guidance_scale, first)
+    from_raw = None if raw is None else draw(raw, labels, 1.0, first)
     if guided is None:  # gathered on another process
         return None
     return SampleSet(
         torch.stack([images for images in unguided if images is not None]),
         guided,
         from_raw,
-        all_labels,
+        labels,
+        balanced,
         params,
         model.card.weights_digest,
         is_finite(model),
     )
 
 
-def num_draws(params: SampleParams, *, raw: bool) -> int:
+def num_draws(params: SampleParams, class_counts: Sequence[int], *, raw: bool) -> int:
     """How many images `draw_samples` draws."""
-    return (len(params.seeds) + (params.guidance_scale != 1) + raw) * params.num_images
+    balanced = balanced_labels(params.num_images, len(class_counts))
+    same = params.guidance_scale == 1 and torch.equal(stratified_labels(params.num_images, class_counts), balanced)
+    return (len(params.seeds) + (not same) + raw) * params.num_images
 
 
 def load_raw(directory: Path, model: DiffusionModel) -> DiffusionModel:

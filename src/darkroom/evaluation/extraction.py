@@ -17,6 +17,10 @@ class Features:
     values: Tensor  # float32 (N, F)
     predicted: Tensor  # int64 (N,), the label that the classifier gives
 
+    def of(self, index: Tensor) -> "Features":
+        """Those of some images, int64 (M,)."""
+        return Features(self.values[index], self.predicted[index])
+
     def accuracy(self, labels: Tensor) -> float:
         """The share whose prediction is the label, int64 (N,)."""
         return (self.predicted == labels).double().mean().item()

@@ -40,7 +40,6 @@ class Protocol(_Record):
     kid_subsets: int
     kid_subset_size: int
     neighbours: int  # of precision and recall
-    bootstrap: int  # resamples
 
     @property
     def digest(self) -> str:
@@ -87,7 +86,7 @@ class SetScore(_Record):
 
     guidance_scale: float
     fid: Estimate
-    fid_bootstrap: list[float]  # 95 % interval over resampled images, of the first seed's set
+    fid_deviation: float  # standard deviation of one set's FID, from the images of all: `uncertainty.fid_deviation`
     fid_infinity: float  # extrapolated to infinitely many images, from those of all seeds
     kid: Estimate
     kid_std: float  # over random subsets, the mean over seeds

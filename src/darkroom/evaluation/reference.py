@@ -14,6 +14,7 @@ from darkroom.errors import InputError
 from darkroom.evaluation.distances import Moments, ReferenceDistance
 from darkroom.evaluation.extraction import Features, extract
 from darkroom.evaluation.features import Extractor, scale
+from darkroom.evaluation.labels import stratified_subset
 from darkroom.evaluation.protocol import Scale
 from darkroom.evaluation.published import PublishedStatistics
 from darkroom.evaluation.sharing import Sharing
@@ -32,12 +33,24 @@ class Statistics(BaseModel):
     features_digest: str  # sha256 of features.safetensors
     data_digest: str
     num_images: int  # of the training split
+    class_counts: list[int]  # of it, for each label; without classes one count of all
     published_statistics: str | None  # sha256 of the file whose mean and covariance stand for the reference in FID
     floor_num_images: int
     floor_fid: float
     floor_class_accuracy: float | None = None  # absent without classes
     floor_class_accuracies: list[float] | None = None
     scale: Scale
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Raises InputError if the file is missing or damaged."""
+        path = directory / STATISTICS_FILE
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; `dvc repro reference` makes it")
+        try:
+            return cls.model_validate(read_json(path))
+        except (ValueError, ValidationError) as error:
+            raise InputError(f"{path}: {error}; `dvc repro reference` makes it anew") from None
 
 
 @dataclass(frozen=True)
@@ -53,14 +66,9 @@ class Reference:
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Raises InputError if a file is missing, damaged or not the other's."""
-        features, statistics = directory / FEATURES_FILE, directory / STATISTICS_FILE
-        for path in (features, statistics):
-            if not path.is_file():
-                raise InputError(f"{path}: no such file; `dvc repro reference` makes it")
-        try:
-            found = Statistics.model_validate(read_json(statistics))
-        except (ValueError, ValidationError) as error:
-            raise InputError(f"{statistics}: {error}; `dvc repro reference` makes it anew") from None
+        features, found = directory / FEATURES_FILE, Statistics.read(directory)
+        if not features.is_file():
+            raise InputError(f"{features}: no such file; `dvc repro reference` makes it")
         if digest_file(features) != found.features_digest:
             raise InputError(f"{features}: its sha256 is not the one in {STATISTICS_FILE}")
         tensors = load_file(features)
@@ -87,7 +95,8 @@ def write_reference(
     """Compute features, floor and scale of uint8 images (N, C, H, W) with labels int64 (N,), and write them.
 
     On several processes all have to call this; the first one writes to `directory`, the others have none. The scale is
-    of the images whose features are kept. `progress` counts images.
+    of the images whose features are kept. Where a data set's own test split has other class shares, the floor is of the
+    part of it that has those of the training split. `progress` counts images.
     """
     images, labels = real
     chosen = permutation(seed, Purpose.SUBSET, 0, len(images))[:max_features].sort().values
@@ -102,26 +111,30 @@ def write_reference(
     degraded = {name: measured(make()) for name, make in _degradations(images[chosen], labels[chosen], seed).items()}
     if directory is None or train is None or test is None:
         return None
+    classes = extractor.card.classes
+    class_counts = torch.bincount(labels, minlength=max(len(classes), 1)).tolist()
+    comparable = stratified_subset(held_out[1], class_counts, seed)
+    floor = test.of(comparable)
     moments = Moments.of(train.values) if published is None else _moments(published, extractor, len(images))
     tensors = {
         "reference": train.values[chosen].contiguous(),
         "index": chosen,
-        "held_out": test.values,
+        "held_out": floor.values,
         "mean": moments.mean,
         "covariance": moments.covariance,
     }
     with replacing(directory / FEATURES_FILE) as temporary:
         save_file(tensors, temporary)
     distance = ReferenceDistance(tensors["reference"], moments)
-    classes = extractor.card.classes
     statistics = Statistics(
         features_digest=digest_file(directory / FEATURES_FILE),
         data_digest=extractor.card.data_digest,
         num_images=len(images),
+        class_counts=class_counts,
         published_statistics=None if published is None else published.sha256,
-        floor_num_images=len(held_out[0]),
-        floor_fid=distance.fid(test.values),
-        floor_class_accuracy=test.accuracy(held_out[1]) if classes else None,
+        floor_num_images=len(comparable),
+        floor_fid=distance.fid(floor.values),
+        floor_class_accuracy=floor.accuracy(held_out[1][comparable]) if classes else None,
         floor_class_accuracies=test.class_accuracies(held_out[1], len(classes)) if classes else None,
         scale=Scale(**{name: distance.fid(found.values) for name, found in degraded.items() if found is not None}),
     )

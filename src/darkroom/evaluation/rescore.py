@@ -8,7 +8,7 @@ from darkroom.evaluation.code import code_digest
 from darkroom.evaluation.drawing import draw_samples
 from darkroom.evaluation.features import Extractor
 from darkroom.evaluation.protocol import Protocol, ScoreRecord
-from darkroom.evaluation.reference import Reference
+from darkroom.evaluation.reference import Reference, Statistics
 from darkroom.evaluation.score import score_samples
 from darkroom.params import DrawParams, EvaluateParams, SampleParams
 
@@ -22,9 +22,9 @@ def score_model(
 ) -> ScoreRecord:
     """Draw and score: what the pipeline does in two stages, for a model that comes from elsewhere with EMA weights.
 
-    `progress` counts drawn images, up to `drawing.num_draws(sample, raw=False)`.
+    `progress` counts drawn images, up to `drawing.num_draws(…, raw=False)`.
     """
-    samples = draw_samples(model, sample, progress=progress)
+    samples = draw_samples(model, sample, Statistics.read(extractor_dir).class_counts, progress=progress)
     assert samples is not None  # there is one process
     device = next(model.network.parameters()).device
     scored = score_samples(samples, extractor_dir, evaluate, device=device)
@@ -54,5 +54,4 @@ def protocol_of(extractor_dir: Path, sample: SampleParams, evaluate: EvaluatePar
         kid_subsets=evaluate.kid_subsets,
         kid_subset_size=evaluate.kid_subset_size,
         neighbours=evaluate.neighbours,
-        bootstrap=evaluate.bootstrap,
     )

@@ -17,7 +17,7 @@ from darkroom.evaluation.protocol import Protocol, RealScore, ScoreRecord, SetSc
 from darkroom.evaluation.reference import Reference
 from darkroom.evaluation.samples import SampleSet
 from darkroom.evaluation.sharing import Sharing
-from darkroom.evaluation.uncertainty import bootstrap_fid, fid_infinity, over_seeds
+from darkroom.evaluation.uncertainty import fid_deviation, fid_infinity, over_seeds
 from darkroom.params import DrawParams, EvaluateParams
 
 NUM_PAIRS = 16  # of a sample and the training image it is nearest to, for a picture
@@ -55,7 +55,7 @@ def score_samples(
 
     unguided = [measured(images) for images in samples.unguided]
     guided = unguided
-    if samples.params.guidance_scale != 1:
+    if not samples.guided_is_unguided:
         guided = [measured(samples.guided)]
     raw = None if samples.raw is None else measured(samples.raw)
     sets = [[found for found in features if found is not None] for features in (unguided, guided)]
@@ -66,7 +66,7 @@ def score_samples(
 
 def num_measured(samples: SampleSet) -> int:
     """How many images `score_samples` measures."""
-    sets = len(samples.unguided) + (samples.params.guidance_scale != 1) + (samples.raw is not None)
+    sets = len(samples.unguided) + (not samples.guided_is_unguided) + (samples.raw is not None)
     return sets * len(samples.labels)
 
 
@@ -88,14 +88,17 @@ class _Scoring:
         )
 
     def score(self, unguided: list[Features], guided: list[Features], raw: Features | None) -> Scored:
-        without, closest = self._set(unguided, 1.0)
-        scale = self.samples.params.guidance_scale
+        samples = self.samples
+        without, closest = self._set(unguided, 1.0, samples.labels)
+        guided_score = without
+        if not samples.guided_is_unguided:
+            guided_score, _ = self._set(guided, samples.params.guidance_scale, samples.guided_labels)
         protocol = self._protocol()
         record = ScoreRecord(
-            weights_digest=self.samples.weights_digest,
-            finite=self.samples.finite,
+            weights_digest=samples.weights_digest,
+            finite=samples.finite,
             unguided=without,
-            guided=without if scale == 1 else self._set(guided, scale)[0],
+            guided=guided_score,
             floor=self._floor(),
             scale=self.reference.statistics.scale,
             raw_fid=None if raw is None else self.distance.fid(raw.values),
@@ -104,8 +107,8 @@ class _Scoring:
         )
         return Scored(record, closest)
 
-    def _set(self, sets: list[Features], guidance_scale: float) -> tuple[SetScore, list[ClosestPair]]:
-        labels, classes, evaluate = self.samples.labels, self.card.classes, self.evaluate
+    def _set(self, sets: list[Features], guidance_scale: float, labels: Tensor) -> tuple[SetScore, list[ClosestPair]]:
+        classes, evaluate = self.card.classes, self.evaluate
         together, all_labels = joined(sets), labels.repeat(len(sets))
         kids = [
             self.distance.kid(found.values, evaluate.kid_subsets, self.kid_size, seed)
@@ -118,9 +121,7 @@ class _Scoring:
         found = SetScore(
             guidance_scale=guidance_scale,
             fid=over_seeds([self.distance.fid(found.values) for found in sets]),
-            fid_bootstrap=list(
-                bootstrap_fid(self.reference.moments, sets[0].values, labels, evaluate.bootstrap, self.seeds[0])
-            ),
+            fid_deviation=fid_deviation(self.reference.moments, [found.values for found in sets], labels),
             fid_infinity=fid_infinity(self.reference.moments, together.values, all_labels, self.seeds[0]),
             kid=over_seeds([kid.mean for kid in kids]),
             kid_std=sum(kid.std for kid in kids) / len(kids),
@@ -165,5 +166,4 @@ class _Scoring:
             kid_subsets=evaluate.kid_subsets,
             kid_subset_size=evaluate.kid_subset_size,
             neighbours=evaluate.neighbours,
-            bootstrap=evaluate.bootstrap,
         )

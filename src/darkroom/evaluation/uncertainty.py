@@ -1,20 +1,20 @@
-"""How sure a score is: its spread over seeds, resampled images, and the limit of infinitely many images."""
+"""How sure a score is: its spread over seeds, the deviation from its images, the limit of infinitely many images."""
 
 import math
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from darkroom.evaluation.distances import Moments, frechet_distance
+from darkroom.evaluation.distances import BLOCK, Moments, frechet_distance
 from darkroom.evaluation.protocol import Estimate
-from darkroom.randomness import Purpose, permutation, random_words
+from darkroom.randomness import Purpose, permutation
 
 LEVEL = 0.95  # of every interval
 PARTS = 5  # into that many the images are cut at most, for the extrapolation
-DRAWN = 32  # resamples whose random numbers are drawn at once
+NEGLIGIBLE = 1e-10  # of the largest root: directions in which a covariance is singular
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
@@ -54,59 +54,69 @@ def _student_central(angle: float, degrees: int) -> float:
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
-def bootstrap_fid(
-    reference: Moments, features: Tensor, labels: Tensor, resamples: int, seed: int
-) -> tuple[float, float]:
-    """95 % interval of what FID is on average at this number of images, from one set of features (N, F).
+def fid_deviation(reference: Moments, sets: Sequence[Tensor], labels: Tensor) -> float:
+    """Standard deviation of the FID of one set, if its images were drawn anew for the same labels.
 
-    Images are drawn from the set with replacement (Efron 1979), by `seed` alone: from those of each label int64 (N,) as
-    many as there are, because samples are drawn for balanced labels. Otherwise the interval would be that of samples
-    whose classes scatter, which on digits is five times as wide as the spread over seeds. The resamples hold fewer
-    distinct images, which lifts their FID by about the bias that FID has anyway. So their mean is not the centre: their
-    deviations from it are laid around the FID of the set.
+    `sets` are features (N, F) of one model, one or more, all drawn for `labels` int64 (N,). To first order FID moves by
+    the mean of its influence function over the images (Hampel 1974), whose variance within each label is a plain sum.
+    Near its minimum FID is a sum of squares, though: with a linear part of variance L/N and a quadratic one of Q/N²,
+    that sum expects L/N + 2Q/N² (Efron & Stein 1981), and so the bootstrap, with 3Q/N², gives up to 1.7 times the
+    deviation. The same sum over halves of the set expects 2L/N + 8Q/N², which tells the parts apart. Simulated, the
+    result is within 10 % at 300 to 1,797 images, singular covariances included.
+
+    Raises ValueError if a set has fewer than 4 images, or if there is none.
     """
-    if resamples < 2:
-        raise ValueError(f"expected at least 2 resamples, got {resamples}")
-    distance = _DistanceFrom(reference)
-    found = [distance(Moments.of(features, counts)) for counts in _resamples(labels, resamples, seed)]
-    resampled = torch.tensor(found, dtype=torch.float64)
-    tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = frechet_distance(reference, Moments.of(features)) + torch.quantile(resampled - resampled.mean(), tails)
-    return low.item(), high.item()
+    if not sets or any(len(features) < 4 or len(features) != len(labels) for features in sets):
+        raise ValueError(f"expected sets of at least 4 images with a label each, got {[len(each) for each in sets]}")
+    influence = _Influence(reference)
+    order = labels.argsort(stable=True)  # halves have their share of each label
+    whole, half = 0.0, 0.0
+    for features in sets:
+        whole += _variance_of_mean(influence(features), labels)
+        for chosen in (order[0::2], order[1::2]):
+            half += _variance_of_mean(influence(features[chosen]), labels[chosen]) / 2
+    # L/N + Q/N² from the two; between Q = 0, where `whole` is right, and L = 0, where it is twice that.
+    return math.sqrt(min(max(1.5 * whole - 0.25 * half, 0.5 * whole), whole) / len(sets))
 
 
-def _resamples(labels: Tensor, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each image was drawn, int64 (N,), for each resample: each takes the place of one of its own label."""
-    order = labels.argsort(stable=True)  # images of a label are neighbours in it
-    _, label, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
-    first_of_label = sizes.cumsum(0) - sizes
-    first, size = first_of_label[label], sizes[label]
-    images = torch.arange(len(labels))
-    for start in range(0, resamples, DRAWN):
-        words = random_words(seed, Purpose.BOOTSTRAP, images, min(DRAWN, resamples - start), step=start // DRAWN)
-        for chosen in (first[:, None] + ((words * size[:, None]) >> 32)).T:
-            yield torch.bincount(order[chosen], minlength=len(labels))
+class _Influence:
+    """What each image adds to the FID of its set: the derivative in the direction of the image, times N.
 
-
-class _DistanceFrom:
-    """`frechet_distance` from one reference, in the symmetric form: tr (Σ₁ Σ₂)^½ = tr (Σ₁^½ Σ₂ Σ₁^½)^½.
-
-    With the root of the reference at hand a distance takes the eigenvalues of a symmetric matrix only, which at the
-    hundreds of distances that a bootstrap takes saves most of the time.
+    With Σ the covariance of the set and Σ₁ that of the reference, the derivative of -2 tr (Σ₁ Σ)^½ by Σ is minus the
+    matrix of the optimal transport between the two: Σ₁^½ (Σ₁^½ Σ Σ₁^½)^-½ Σ₁^½.
     """
 
     def __init__(self, reference: Moments) -> None:
-        covariance = reference.covariance
-        values, vectors = torch.linalg.eigh(covariance)
-        self._mean, self._trace = reference.mean, covariance.trace()
+        values, vectors = torch.linalg.eigh(reference.covariance)
+        self._mean = reference.mean
         self._root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
-    def __call__(self, generated: Moments) -> float:
-        covariance = generated.covariance
-        squared = torch.linalg.eigvalsh(self._root @ covariance @ self._root).clamp(min=0)
-        means = (self._mean - generated.mean).square().sum()
-        distance: float = (means + self._trace + covariance.trace() - 2 * squared.sqrt().sum()).item()
-        return distance
+    def __call__(self, features: Tensor) -> Tensor:
+        """Of each of the features (N, F), with a mean of about 0: float64 (N,)."""
+        moments = Moments.of(features)
+        values, vectors = torch.linalg.eigh(self._root @ moments.covariance @ self._root)
+        roots = values.clamp(min=0).sqrt()
+        inverse = torch.where(roots > NEGLIGIBLE * roots.max(), 1 / roots, 0.0)
+        transport = self._root @ ((vectors * inverse) @ vectors.T) @ self._root
+        found = []
+        for part in torch.split(features, BLOCK):
+            x = part.double() - moments.mean
+            found.append(2 * x @ (moments.mean - self._mean) + (x * (x - x @ transport)).sum(1))
+        influence = torch.cat(found)
+        return influence - influence.mean()
+
+
+def _variance_of_mean(values: Tensor, labels: Tensor) -> float:
+    """Of values (N,) drawn for labels int64 (N,): the scatter within each label; labels of one image count as one."""
+    _, label, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
+    label = torch.where(sizes[label] == 1, len(sizes), label)
+    size = torch.bincount(label, minlength=len(sizes) + 1).to(values)
+    mean = torch.bincount(label, values, minlength=len(size)) / size.clamp(min=1)
+    if size[-1] == 1:  # alone: it deviates from the mean of all, which is 0
+        mean[-1] = 0
+    squares = torch.bincount(label, (values - mean[label]).square(), minlength=len(size))
+    total: float = (squares * size / (size - 1).clamp(min=1)).sum().item()
+    return total / len(values) ** 2
 
 
 def fid_infinity(reference: Moments, features: Tensor, labels: Tensor, seed: int) -> float:

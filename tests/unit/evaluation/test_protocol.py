@@ -30,7 +30,6 @@ FIELDS = {
     "kid_subsets": 50,
     "kid_subset_size": 300,
     "neighbours": 3,
-    "bootstrap": 200,
 }
 CHANGES = {
     "code": "c" * 64,
@@ -55,7 +54,6 @@ CHANGES = {
     "kid_subsets": 51,
     "kid_subset_size": 301,
     "neighbours": 5,
-    "bootstrap": 100,
 }
 
 

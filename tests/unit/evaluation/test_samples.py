@@ -5,31 +5,27 @@ from safetensors.torch import load_file, save_file
 
 from darkroom.diffusion.model import DiffusionModel
 from darkroom.errors import InputError
-from darkroom.evaluation.drawing import balanced_labels, draw_samples, load_raw, num_draws
+from darkroom.evaluation.drawing import draw_samples, load_raw, num_draws
 from darkroom.evaluation.grid import labelled_grid
+from darkroom.evaluation.labels import balanced_labels
 from darkroom.evaluation.samples import SampleSet
 from darkroom.params import SampleParams
 from tests.unit.diffusion.test_model import CLASSES, SETTINGS, write_model
 
 DRAW = SETTINGS.changed(sampler="ddim", steps=3)
-PARAMS = SampleParams(**DRAW.model_dump(), num_images=23, batch_size=10, seeds=[0, 5])
-
-
-def test_labels_are_balanced():
-    counts = torch.bincount(balanced_labels(1797, 10))
-    assert counts.sum() == 1797
-    assert counts.max() - counts.min() <= 1
+PARAMS = SampleParams(**DRAW.model_dump(), ema="trained", num_images=23, batch_size=10, seeds=[0, 5])
+EVEN = [100] * 10
 
 
 def test_each_seed_draws_a_set_the_first_one_three_and_they_are_stored_whole(tmp_path):
     model = DiffusionModel.load(write_model(tmp_path))
     raw = load_raw(with_raw(tmp_path), model)
     seen: list[int] = []
-    samples = draw_samples(model, PARAMS, raw=raw, progress=seen.append)
+    samples = draw_samples(model, PARAMS, EVEN, raw=raw, progress=seen.append)
     assert seen == sorted(seen)
     assert {10, 20, 23, 33} < set(seen)  # whole batches
     assert len(seen) > 4 * 3 * PARAMS.steps  # and each step of one
-    assert seen[-1] == num_draws(PARAMS, raw=True) == 4 * 23
+    assert seen[-1] == num_draws(PARAMS, EVEN, raw=True) == 4 * 23
     labels = balanced_labels(23, 10)
     for place, seed in enumerate((0, 5)):
         expected = model.draw(labels, DRAW.changed(guidance_scale=1.0), seed=seed)
@@ -41,7 +37,7 @@ def test_each_seed_draws_a_set_the_first_one_three_and_they_are_stored_whole(tmp
     read = SampleSet.read(tmp_path / "out")
     assert read.params == PARAMS
     assert read.weights_digest == model.card.weights_digest
-    for name in ("unguided", "guided", "raw", "labels"):
+    for name in ("unguided", "guided", "raw", "labels", "guided_labels"):
         assert torch.equal(getattr(read, name), getattr(samples, name))
 
 
@@ -54,7 +50,7 @@ def with_raw(directory):
 
 def test_a_model_from_elsewhere_has_no_raw_weights(tmp_path):
     model = DiffusionModel.load(write_model(tmp_path))
-    samples = draw_samples(model, PARAMS)
+    samples = draw_samples(model, PARAMS, EVEN)
     assert samples.raw is None
     samples.write(tmp_path / "out")
     assert SampleSet.read(tmp_path / "out").raw is None
@@ -71,9 +67,9 @@ def test_raw_weights_that_are_missing_or_of_another_network_are_refused(tmp_path
 
 def test_a_set_replaces_the_one_before_it_whole_or_not_at_all(tmp_path, monkeypatch):
     model = DiffusionModel.load(write_model(tmp_path))
-    first = draw_samples(model, PARAMS)
+    first = draw_samples(model, PARAMS, EVEN)
     first.write(tmp_path / "out")
-    second = draw_samples(model, PARAMS.model_copy(update={"seeds": [1]}))
+    second = draw_samples(model, PARAMS.model_copy(update={"seeds": [1]}), EVEN)
     monkeypatch.setattr("darkroom.evaluation.samples.write_json", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         second.write(tmp_path / "out")
@@ -89,7 +85,8 @@ def test_samples_that_are_not_there_say_what_makes_them(tmp_path):
 def test_a_model_without_classes_draws_one_set_that_stands_for_both(tmp_path):
     model = DiffusionModel.load(write_model(tmp_path, label_dropout=0.0, classes=[]))
     seen: list[int] = []
-    samples = draw_samples(model, PARAMS.model_copy(update={"guidance_scale": 1.0, "seeds": [0]}), progress=seen.append)
+    once = PARAMS.model_copy(update={"guidance_scale": 1.0, "seeds": [0]})
+    samples = draw_samples(model, once, [1797], progress=seen.append)
     assert seen[-1] == 23
     assert samples.labels.tolist() == [0] * 23
     assert torch.equal(samples.unguided[0], samples.guided)
