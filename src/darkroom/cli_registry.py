@@ -124,16 +124,19 @@ def _rollback(workspace: "Workspace", options: argparse.Namespace) -> int:
 
 
 def _history(workspace: "Workspace", options: argparse.Namespace) -> int:
+    from darkroom.registry.best import best_version
     from darkroom.registry.promotion import history
 
     decisions = history(workspace)
+    best = best_version(workspace, decisions)
     _print_disagreements(workspace)
     if options.json:
-        _print_json([dataclasses.asdict(decision) for decision in decisions])
+        _print_json([dataclasses.asdict(entry) | {"best": entry.version_to == best} for entry in decisions])
         return DONE
     for entry in decisions:
         relation = f" ({entry.relation})" if entry.relation else ""
-        print(f"{entry.when}  {entry.who}  {entry.outcome}: {entry.route}{relation}")
+        mark = f"; {best} is the best so far" if best and entry.version_to == best else ""
+        print(f"{entry.when}  {entry.who}  {entry.outcome}: {entry.route}{relation}{mark}")
         _print_lines("reason", [entry.reason] if entry.reason else [], sys.stdout)
         _print_lines("found", entry.findings, sys.stdout)
         _print_lines("!", [f"this entry was {entry.remark}"] if entry.remark else [], sys.stdout)

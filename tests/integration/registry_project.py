@@ -34,8 +34,8 @@ def make_project(root: Path) -> Workspace:
     content["train"]["learning_rate"] = 2e-3
     content["reference"] |= {"channels": [8], "features": 8, "learning_rate": 2e-3}
     content["sample"] |= {"sampler": "dpmpp_2m", "steps": 3, "num_images": 20, "seeds": [0, 1]}
-    content["registry"]["gate"] |= {"max_fid": 0.8, "margin": 2.0}
-    content["evaluate"] |= {"kid_subsets": 2, "kid_subset_size": 5, "bootstrap": 20}
+    content["registry"]["gate"] |= {"max_fid": 0.8, "margin": 2.0, "retraining_scatter": 0.0}
+    content["evaluate"] |= {"kid_subsets": 2, "kid_subset_size": 5}
     write_text(root / "params.yaml", yaml.safe_dump(content))
     write_text(root / "dvc.yaml", "stages: {}\n")
     return Workspace(root)
@@ -133,7 +133,6 @@ def score_record(
         "kid_subsets": 2,
         "kid_subset_size": 5,
         "neighbours": 3,
-        "bootstrap": 20,
     }
     measured = Protocol.model_validate(fields | protocol)
 
@@ -141,7 +140,7 @@ def score_record(
         return SetScore(
             guidance_scale=guidance_scale,
             fid=estimate(fid, spread),
-            fid_bootstrap=[fid - spread, fid + spread],
+            fid_deviation=spread,
             fid_infinity=fid,
             kid=estimate(0.01, 0.001),
             kid_std=0.001,

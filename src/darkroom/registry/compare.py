@@ -88,7 +88,7 @@ def compare(workspace: Workspace, uri: str, other: str) -> Comparison:
     ]
     files = [files for files, _ in projects]
     params = [params_of(each) for each in files]
-    margin = _margin(workspace, params[1])
+    margin, scatter = _margin(workspace, params[1])
     return Comparison(
         mine=_side(versions[0], mine),
         theirs=_side(versions[1], theirs),
@@ -96,7 +96,7 @@ def compare(workspace: Workspace, uri: str, other: str) -> Comparison:
         code=_differing_code(files[0], files[1]) if all(files) else None,
         protocol=theirs.protocol_digest,
         margin=margin,
-        figures=compare_figures(mine, theirs, margin),
+        figures=compare_figures(mine, theirs, margin, scatter),
         warnings=warnings,
     )
 
@@ -123,8 +123,8 @@ def common_records(mine: "ModelVersion", theirs: "ModelVersion") -> tuple[ScoreR
     raise AssertionError("equal protocols are common ones")
 
 
-def compare_figures(mine: ScoreRecord, theirs: ScoreRecord, margin: float) -> list[Figure]:
-    """The figures of two records of one protocol; `margin` in standard errors of a difference."""
+def compare_figures(mine: ScoreRecord, theirs: ScoreRecord, margin: float, scatter: float) -> list[Figure]:
+    """The figures of two records of one protocol; `margin` and `scatter` as in the gate's policy."""
     protocol = theirs.protocol
     real = protocol.reference_images // len(protocol.seeds)  # the same ones for each seed: together they count once
     counts = {"precision": protocol.num_images, "recall": real, "class_accuracy": protocol.num_images}
@@ -137,7 +137,7 @@ def compare_figures(mine: ScoreRecord, theirs: ScoreRecord, margin: float) -> li
             right: Estimate | None = getattr(other, key)
             if left is None or right is None:
                 continue
-            error = fid_error(other) if key == "fid" else _error(right, counts.get(key))
+            error = fid_error(other, scatter) if key == "fid" else _error(right, counts.get(key))
             allowed = None if error is None else margin * sqrt(2) * error
             name = f"{place}.{key}"
             figures.append(Figure(name, left.value, left.spread, right.value, right.spread, allowed))
@@ -163,14 +163,16 @@ def _error(estimate: Estimate, count: int | None) -> float | None:
     return None if estimate.spread is None else estimate.spread / sqrt(len(estimate.seeds))
 
 
-def _margin(workspace: Workspace, params: dict[str, Any] | None) -> float:
-    """The gate's margin: this project's, else the one that the second version was registered with."""
+def _margin(workspace: Workspace, params: dict[str, Any] | None) -> tuple[float, float]:
+    """The gate's margin and retraining scatter: this project's, else those of the second version's registration."""
     if workspace.params_file.is_file():
-        return workspace.params().registry.gate.margin
+        gate = workspace.params().registry.gate
+        return gate.margin, gate.retraining_scatter
     try:
-        return float((params or {})["registry"]["gate"]["margin"])
+        known = (params or {})["registry"]["gate"]
+        return float(known["margin"]), float(known.get("retraining_scatter", 0.0))
     except (KeyError, TypeError, ValueError):
-        return _MARGIN
+        return _MARGIN, 0.0
 
 
 def _side(version: "ModelVersion", record: ScoreRecord) -> Side:

@@ -8,7 +8,6 @@ from darkroom.evaluation.protocol import Estimate, ScoreRecord, SetScore
 from darkroom.params import GatePolicy
 
 Relation = Literal["first", "better", "tied", "worse"]
-Z_95 = 1.96  # half the width of a normal 95 % interval, in standard errors
 
 
 class ProtocolMismatch(Exception):
@@ -28,7 +27,7 @@ class Verdict:
     """`reasons` has one line, with figures, for each thing that stands against the challenger."""
 
     passed: bool
-    relation: Relation  # to the champion, by what lies beyond the margins
+    relation: Relation  # to the champion and the best one so far, by what lies beyond the margins
     reasons: list[str]
     figures: dict[str, float] = field(default_factory=dict)  # what was looked at, and its limits
 
@@ -40,24 +39,40 @@ def require_same_protocol(mine: ScoreRecord, theirs: ScoreRecord) -> None:
         raise ProtocolMismatch(f"scores under different protocols are not compared: {differences}")
 
 
-def decide(policy: GatePolicy, challenger: ScoreRecord, champion: ScoreRecord | None, evidence: Evidence) -> Verdict:
+def decide(
+    policy: GatePolicy,
+    challenger: ScoreRecord,
+    champion: ScoreRecord | None,
+    evidence: Evidence,
+    best: ScoreRecord | None = None,
+) -> Verdict:
     """Pass a challenger that is sound, meets the ceilings and is not worse than the champion beyond the margin.
 
-    The margin is `policy.margin` standard errors of the difference between two models as good as the champion. They
-    come from the champion's record alone, so that no challenger widens it by scattering. A figure that is not a number
-    never passes. Models of images without classes have no class accuracy: nothing is asked of it, and it is not among
-    the figures. Raises ProtocolMismatch if the champion was scored under another protocol: score it again
-    (`evaluation.rescore.score_model`) instead.
+    Nor may it be worse than `best`, the best champion so far: otherwise many models, each a little worse than the one
+    before and within the margin, would together be much worse. The margin is `policy.margin` standard errors of the
+    difference between two models as good as the one that it is compared with. They come from that one's record alone,
+    so that no challenger widens it by scattering. A figure that is not a number never passes. Models of images without
+    classes have no class accuracy: nothing is asked of it, and it is not among the figures. Raises ProtocolMismatch if
+    another record has another protocol: score it again (`evaluation.rescore.score_model`) instead.
     """
-    if champion is not None:
-        require_same_protocol(challenger, champion)
+    others = {"champion": champion, "best champion": best}
+    for other in others.values():
+        if other is not None:
+            require_same_protocol(challenger, other)
     checks = _Checks()
     if not challenger.finite:
         checks.reasons.append("the weights are not all finite")
     if not evidence.validated:
         checks.reasons.append("nothing says that the data it was trained on was validated")
     _ceilings(checks, policy, challenger, evidence)
-    relation: Relation = "first" if champion is None else _relation(checks, policy, challenger, champion)
+    holds = [_not_worse(checks, policy, challenger, other, name) for name, other in others.items() if other is not None]
+    relation: Relation = "tied"
+    if champion is None:
+        relation = "first"
+    elif not all(holds):
+        relation = "worse"
+    elif challenger.unguided.fid.value < champion.unguided.fid.value - fid_margin(policy, champion):
+        relation = "better"
     return Verdict(not checks.reasons, relation, checks.reasons, checks.figures)
 
 
@@ -113,34 +128,35 @@ def worst(values: list[float]) -> float:
     return min(values, key=lambda value: (not math.isnan(value), value))
 
 
-def _relation(checks: _Checks, policy: GatePolicy, challenger: ScoreRecord, champion: ScoreRecord) -> Relation:
-    """Check FID and class accuracies against the champion's; FID tells better from tied if nothing is worse."""
-    mine, theirs = challenger.unguided, champion.unguided
-    margin = policy.margin * math.sqrt(2) * fid_error(theirs)
-    held = [checks.at_most("unguided.fid", mine.fid.value, theirs.fid.value + margin, "champion's FID + margin")]
-    for name, own, other in (
+def _not_worse(checks: _Checks, policy: GatePolicy, challenger: ScoreRecord, other: ScoreRecord, name: str) -> bool:
+    """Check FID and class accuracies against another model's."""
+    mine, theirs = challenger.unguided, other.unguided
+    limit = theirs.fid.value + fid_margin(policy, other)
+    held = [checks.at_most("unguided.fid", mine.fid.value, limit, f"{name}'s FID + margin")]
+    for kind, own, known in (
         ("unguided", mine.class_accuracy, theirs.class_accuracy),
-        ("guided", challenger.guided.class_accuracy, champion.guided.class_accuracy),
+        ("guided", challenger.guided.class_accuracy, other.guided.class_accuracy),
     ):
-        if own is not None and other is not None:  # under one protocol, and so one classifier, there are all or none
-            error = share_error(other, champion.protocol.num_images)
-            limit = other.value - policy.margin * math.sqrt(2) * error
+        if own is not None and known is not None:  # under one protocol, and so one classifier, there are all or none
+            error = share_error(known, other.protocol.num_images)
+            limit = known.value - policy.margin * math.sqrt(2) * error
             held.append(
-                checks.at_least(f"{name}.class_accuracy", own.value, limit, f"champion's {name} accuracy - margin")
+                checks.at_least(f"{kind}.class_accuracy", own.value, limit, f"{name}'s {kind} accuracy - margin")
             )
-    if not all(held):
-        return "worse"
-    return "better" if mine.fid.value < theirs.fid.value - margin else "tied"
+    return all(held)
 
 
-def fid_error(score: SetScore) -> float:
-    """Standard error of the FID's mean over seeds, in FID.
+def fid_margin(policy: GatePolicy, record: ScoreRecord) -> float:
+    """By how much the FIDs of two models as good as this one may differ by chance."""
+    return policy.margin * math.sqrt(2) * fid_error(record.unguided, policy.retraining_scatter)
 
-    The larger of two estimates: the spread over seeds, which few seeds can make too small by luck, and the interval
-    over resampled images of one seed.
+
+def fid_error(score: SetScore, retraining_scatter: float) -> float:
+    """Standard error of the FID's mean over seeds, in FID: of the images drawn, and of where a training ends.
+
+    The first comes from the images of all seeds, not from the spread over them: few values tell little of a deviation.
     """
-    low, high = score.fid_bootstrap
-    return max(score.fid.spread or 0.0, (high - low) / (2 * Z_95)) / math.sqrt(len(score.fid.seeds))
+    return math.hypot(score.fid_deviation / math.sqrt(len(score.fid.seeds)), retraining_scatter * score.fid.value)
 
 
 def share_error(share: Estimate, num_images: int) -> float:

@@ -130,12 +130,8 @@ def _scores(known: _Known) -> list[str]:
     several = len(protocol.seeds) > 1
     lines = _score_table(known)
     lines.append("")
-    lines.append(
-        "± is the standard deviation over seeds, the brackets hold the 95 % interval of the mean; of resampled images, "
-        "that of the first seed's set."
-        if several
-        else "The brackets hold the 95 % interval over resampled images."
-    )
+    spread = "± is the standard deviation over seeds, the brackets hold the 95 % interval of the mean. "
+    lines.append((spread if several else "") + "The deviation of one set is what drawing other images would change.")
     lines += ["", "How much an FID is, in the same features:", ""]
     scale = record.scale
     mean = "each image replaced by its class's mean" if record.floor.class_accuracy is not None else "mean image"
@@ -175,7 +171,7 @@ def _score_table(known: _Known) -> list[str]:
         real = getattr(floor, key)
         if real is not None:
             rows.append([name, number(real), *(_estimate(getattr(score, key)) for score in known.sets)])
-    rows.append(["FID, resampled images", "", *(interval(*score.fid_bootstrap) for score in known.sets)])
+    rows.append(["deviation of one set's FID", "", *(number(score.fid_deviation) for score in known.sets)])
     rows.append(["FID, infinitely many images", "", *(number(score.fid_infinity) for score in known.sets)])
     rows.append(["near-copies", "1 %", *(percent(score.memorisation.near_copies) for score in known.sets)])
     return table(heads, rows)
@@ -224,13 +220,15 @@ def _training(known: _Known) -> list[str]:
     train, run, card = known.params.train, known.outputs.run, known.outputs.card
     seen = f", {run['images']:,} images" if "images" in run else ""
     loss = f", final loss {number(run['final_loss'])}" if run.get("final_loss") is not None else ""
+    width = known.outputs.width
+    average = f"EMA with decay {train.ema_decay:g}" if width is None else f"post-hoc EMA of width {width:g}, by its FID"
     attention = f"attention at {', '.join(map(str, train.model.attention_resolutions))}"
     commit = known.tags.get("darkroom.git_commit")
     return bullets(
         [
             f"{run['steps']:,} steps{seen}, batch {train.batch_size:,}, learning rate {train.learning_rate:g}, "
             f"{_precision(train.precision, run.get('precision'))}{loss}.",
-            f"EMA with decay {train.ema_decay:g}; {percent(train.label_dropout)} of labels dropped; predicts "
+            f"{average}; {percent(train.label_dropout)} of labels dropped; predicts "
             f"{train.prediction}, loss weighting {train.loss_weighting}.",
             f"Forward process: {train.schedule.name}, {train.schedule.num_timesteps:,} timesteps. UNet: channels "
             f"{', '.join(map(str, train.model.channels))}"

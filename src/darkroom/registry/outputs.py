@@ -12,6 +12,7 @@ from darkroom.evaluation.code import code_digest
 from darkroom.evaluation.protocol import ScoreRecord
 from darkroom.files import read_json
 from darkroom.params import parse_yaml
+from darkroom.training.posthoc import RECORD_FILE
 from darkroom.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Outputs:
     run: dict[str, Any]  # models/run.json
     record: ScoreRecord
     finite: bool  # all weights
+    width: float | None = None  # of the average that `sample.ema` chose; None: the training's own
 
     @property
     def fingerprint(self) -> str:
@@ -41,27 +43,30 @@ def read_outputs(workspace: Workspace) -> Outputs:
     from darkroom.evaluation.drawing import is_finite
 
     try:
-        model = DiffusionModel.load(workspace.models)
+        model = DiffusionModel.load(workspace.served_model)
         record = ScoreRecord.read(workspace.metrics_file)
         run = _read_run(workspace.models / "run.json")
     except InputError as error:
         raise InputError(_with_advice(str(error))) from None
-    digests = {
-        "models/model.json": model.card.weights_digest,
-        "models/run.json": run["weights_digest"],
-        "reports/metrics.json": record.weights_digest,
-    }
-    if len(set(digests.values())) > 1:
-        found = ", ".join(f"{name} has {digest[:12]}" for name, digest in digests.items())
-        raise InputError(f"these are not of one model: {found}; `dvc repro` brings them together")
-    if run["fingerprint"] != model.card.fingerprint:
+    card, width = model.card, None
+    trained, scored = {"models/run.json": run["weights_digest"]}, {"reports/metrics.json": record.weights_digest}
+    if workspace.served_model == workspace.average:
+        width, trained[f"models/average/{RECORD_FILE}"] = _read_average(workspace.average / RECORD_FILE)
+        scored["models/average/model.json"] = card.weights_digest
+    else:
+        trained |= scored | {"models/model.json": card.weights_digest}
+    for digests in (trained, scored):
+        if len(set(digests.values())) > 1:
+            found = ", ".join(f"{name} has {digest[:12]}" for name, digest in sorted(digests.items()))
+            raise InputError(f"these are not of one model: {found}; `dvc repro` brings them together")
+    if run["fingerprint"] != card.fingerprint:
         raise InputError(
             "models/run.json and models/model.json are of different trainings; `dvc repro` brings them together"
         )
     _check_lock(workspace)
     if record.protocol.code != code_digest():
         raise InputError("the code that draws and measures changed since evaluate ran; `dvc repro` first")
-    return Outputs(model.card, run, record, is_finite(model))
+    return Outputs(card, run, record, is_finite(model), width)
 
 
 def _with_advice(message: str) -> str:
@@ -79,6 +84,15 @@ def _read_run(path: Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"{path}: {', '.join(sorted(missing))} missing")
     return dict(run)
+
+
+def _read_average(path: Path) -> tuple[float, str]:
+    """Width of the average, and digest of the trained weights that it stands for."""
+    try:
+        made = read_json(path)
+        return float(made["width"]), str(made["trained_weights_digest"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: {error}; `dvc repro sample` makes it") from None
 
 
 def _check_lock(workspace: Workspace) -> None:

@@ -106,7 +106,7 @@ def log_model(
         _copy_code(source, code)
         model.mkdir()
         for name in (WEIGHTS_FILE, CARD_FILE):
-            shutil.copyfile(workspace.models / name, model / name)
+            shutil.copyfile(workspace.served_model / name, model / name)
         if pictured:
             shutil.copyfile(picture, model / PICTURE_FILE)
         write_text(model / README_FILE, text)

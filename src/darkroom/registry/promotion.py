@@ -11,6 +11,7 @@ from darkroom.evaluation.protocol import ScoreRecord
 from darkroom.params import GatePolicy, Params
 from darkroom.registry import journal, recovery
 from darkroom.registry.aliases import CHALLENGER, CHAMPION, PREVIOUS, read_aliases, version_at
+from darkroom.registry.best import best_champion
 from darkroom.registry.gate import Evidence, decide
 from darkroom.registry.journal import FORCED, PROMOTED, REFUSED, ROLLED_BACK, Decision, Entry, Plan, history
 from darkroom.registry.lease import Lease
@@ -191,6 +192,7 @@ class _Case:
     objections: list[str]  # beside the gate's
     challenger: ScoreRecord | None  # None: not comparable, which is among the objections
     champion: ScoreRecord | None
+    best: ScoreRecord | None  # of the champions so far, if that is another one
     validated: bool
 
     @property
@@ -202,12 +204,12 @@ class _Case:
         if self.challenger is None:
             return self.objections, None
         evidence = Evidence(validated=self.validated, seconds_per_image=seconds_per_image)
-        verdict = decide(self.policy, self.challenger, self.champion, evidence)
+        verdict = decide(self.policy, self.challenger, self.champion, evidence, self.best)
         return self.objections + verdict.reasons, verdict.relation
 
     def figures(self) -> dict[str, float]:
-        """The figures of both, by `challenger.` or `champion.` and their names."""
-        records = {"challenger": self.challenger, "champion": self.champion}
+        """The figures of each, by `challenger.`, `champion.` or `best.` and their names."""
+        records = {"challenger": self.challenger, "champion": self.champion, "best": self.best}
         return {
             f"{who}.{key}": value
             for who, record in records.items()
@@ -228,20 +230,22 @@ def _case(
     objections = []
     if mark := candidate.tags.get(ROLLED_BACK_TAG):
         objections.append(f"version {candidate.version} was rolled back at {mark}")
-    challenger = served = None
+    challenger = served = best = None
     try:
         protocol = current_protocol(workspace, candidate)
         challenger = score_version(client, workspace, params, candidate, protocol)
-        served = score_version(client, workspace, params, champion, protocol) if champion is not None else None
+        if champion is not None:
+            served = score_version(client, workspace, params, champion, protocol)
+            best = best_champion(client, workspace, params, champion, served)
     except InputError as error:
         if not force:
             raise
-        challenger = served = None
+        challenger = served = best = None
         objections.append(f"not comparable: {error}")
     if challenger and (differences := serves_otherwise(candidate, challenger)):
         objections.append(f"version {candidate.version} draws by default with {'; '.join(differences)}")
     validated = candidate.tags.get(VALIDATED_TAG) == "true"
-    return _Case(params.registry.gate, objections, challenger, served, validated)
+    return _Case(params.registry.gate, objections, challenger, served, best, validated)
 
 
 def _candidate(

@@ -14,6 +14,7 @@ POLICY = GatePolicy(
     min_worst_class_accuracy=0,
     max_near_copies=1,
     margin=2.0,
+    retraining_scatter=0.0,
     max_seconds_per_image=1,
 )
 
@@ -22,7 +23,11 @@ POLICY = GatePolicy(
 @pytest.mark.parametrize("spread", [0.01, 0.05])
 def test_what_lies_beyond_the_margin_is_what_the_gate_calls_better_or_worse(fid: float, spread: float) -> None:
     mine, theirs = score_record(fid=fid), score_record(fid=0.5, spread=spread)
-    (figure,) = [each for each in compare_figures(mine, theirs, POLICY.margin) if each.name == "unguided.fid"]
+    (figure,) = [
+        each
+        for each in compare_figures(mine, theirs, POLICY.margin, POLICY.retraining_scatter)
+        if each.name == "unguided.fid"
+    ]
     relation = decide(POLICY, mine, theirs, Evidence(True, 0.1)).relation
     assert figure.beyond == (relation != "tied")
     if figure.beyond:
@@ -31,7 +36,7 @@ def test_what_lies_beyond_the_margin_is_what_the_gate_calls_better_or_worse(fid:
 
 def test_one_record_differs_from_itself_in_nothing() -> None:
     record = score_record()
-    figures = compare_figures(record, record, 2.0)
+    figures = compare_figures(record, record, 2.0, 0.0)
     assert {figure.difference for figure in figures} == {0}
     assert not any(figure.beyond for figure in figures)
     assert {figure.name for figure in figures if figure.margin is None} == {
@@ -43,4 +48,4 @@ def test_one_record_differs_from_itself_in_nothing() -> None:
 
 def test_images_without_classes_have_no_class_accuracy() -> None:
     record = score_record(accuracy=None, guided_accuracy=None)
-    assert not [figure for figure in compare_figures(record, record, 2.0) if "class" in figure.name]
+    assert not [figure for figure in compare_figures(record, record, 2.0, 0.0) if "class" in figure.name]

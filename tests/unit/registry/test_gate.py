@@ -19,6 +19,7 @@ POLICY = GatePolicy(
     min_worst_class_accuracy=0.9,
     max_near_copies=0.05,
     margin=2.0,
+    retraining_scatter=0.0,
     max_seconds_per_image=1.0,
 )
 NO_CEILINGS = {"max_fid": 1e6, "max_near_copies": 1.0, "max_seconds_per_image": 1e6}
@@ -115,15 +116,28 @@ def test_a_challenger_that_scatters_does_not_get_a_wider_margin() -> None:
 
 
 def test_a_spread_that_is_small_by_luck_is_not_believed() -> None:
-    lucky = GOOD.unguided.model_copy(update={"fid": estimate(0.5, 1e-9)})  # the bootstrap still says 0.05
+    lucky = GOOD.unguided.model_copy(update={"fid": estimate(0.5, 1e-9)})  # its images still say 0.05
     champion = GOOD.model_copy(update={"unguided": lucky})
     assert decide(POLICY, score_record(fid=0.53), champion, SOUND).relation == "tied"
 
 
-def test_with_one_seed_the_bootstrap_gives_the_margin() -> None:
+def test_one_seed_has_a_margin_too() -> None:
     alone = Estimate(value=0.5, spread=None, low=None, high=None, seeds=[0.5])
-    unguided = GOOD.unguided.model_copy(update={"fid": alone, "fid_bootstrap": [0.402, 0.598]})
-    assert fid_error(unguided) == pytest.approx(0.05)
+    unguided = GOOD.unguided.model_copy(update={"fid": alone, "fid_deviation": 0.05})
+    assert fid_error(unguided, 0.0) == pytest.approx(0.05)
+    assert fid_error(unguided, 0.1) == pytest.approx(math.hypot(0.05, 0.1 * 0.5)), "trainings scatter by 10 % of FID"
+
+
+def test_the_best_champion_so_far_is_a_bar_as_well() -> None:
+    best, champion = score_record(fid=0.45), score_record(fid=0.54)
+    assert decide(POLICY, score_record(fid=0.6), champion, SOUND).passed
+    verdict = decide(POLICY, score_record(fid=0.6), champion, SOUND, best)
+    assert verdict.reasons == ["unguided.fid is 0.6: expected at most 0.55 (best champion's FID + margin)"]
+    assert (verdict.passed, verdict.relation) == (False, "worse")
+    assert decide(POLICY, score_record(fid=0.549), champion, SOUND, best).relation == "tied"
+    assert decide(POLICY, score_record(fid=0.43), champion, SOUND, best).relation == "better"
+    with pytest.raises(ProtocolMismatch, match="steps"):
+        decide(POLICY, GOOD, champion, SOUND, score_record(steps=7))
 
 
 def test_a_share_of_one_is_not_certain() -> None:
@@ -159,7 +173,7 @@ def test_without_classes_nothing_is_asked_of_class_accuracy_nor_is_it_among_the_
 def test_a_challenger_that_is_worse_beyond_the_margin_never_passes(
     challenger: ScoreRecord, champion: ScoreRecord
 ) -> None:
-    margin = OPEN.margin * math.sqrt(2) * fid_error(champion.unguided)
+    margin = OPEN.margin * math.sqrt(2) * fid_error(champion.unguided, 0.0)
     verdict = decide(OPEN, challenger, champion, SOUND)
     if challenger.unguided.fid.value > champion.unguided.fid.value + margin:
         assert not verdict.passed
@@ -169,7 +183,7 @@ def test_a_challenger_that_is_worse_beyond_the_margin_never_passes(
 @given(sane, st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1))
 def test_noise_within_the_margin_flips_nothing(champion: ScoreRecord, fid: float, plain: float, guided: float) -> None:
     """The champion's own scores again, each off by less than its margin: neither better nor refused."""
-    widths = [fid_error(champion.unguided)]
+    widths = [fid_error(champion.unguided, 0.0)]
     for score in (champion.unguided, champion.guided):
         assert score.class_accuracy is not None
         widths.append(share_error(score.class_accuracy, champion.protocol.num_images))
