@@ -18,8 +18,8 @@ from darkroom.diffusion.samplers import network_evaluations
 from darkroom.diffusion.schedules import cosine, linear
 from darkroom.diffusion.timesteps import MIN_LOG_SNR
 from darkroom.evaluation.distances import ReferenceDistance
-from darkroom.evaluation.drawing import balanced_labels
 from darkroom.evaluation.features import Extractor
+from darkroom.evaluation.labels import balanced_labels
 from darkroom.evaluation.reference import Reference
 from darkroom.files import read_json, write_json
 from darkroom.workspace import Workspace
@@ -84,7 +84,7 @@ def quality(seeds: int) -> None:
         write_json(RESULTS, {"num_images": workspace.params().sample.num_images, "rows": rows})
     floor = json.loads(workspace.metrics_file.read_text())["floor"]["fid"]
 
-    figure, axes = _figure(1)
+    figure, axes = new_figure(1)
     axis = axes[0]
     for sampler, name in NAMES.items():
         points = sorted({row["evaluations"] for row in rows if row["sampler"] == sampler})
@@ -103,7 +103,7 @@ def quality(seeds: int) -> None:
 
 def schedules() -> None:
     """Draw what the two schedules do to a signal, and where few-step samplers start."""
-    figure, axes = _figure(3)
+    figure, axes = new_figure(3)
     t = torch.arange(1000)
     for schedule, name, colour in ((linear(1000), "linear", "tab:blue"), (cosine(1000), "cosine", "tab:orange")):
         axes[0].plot(t, schedule.alpha_bar.sqrt(), color=colour, label=f"{name}, signal √ᾱ")
@@ -122,7 +122,8 @@ def schedules() -> None:
     figure.savefig(DOCS / "schedules.svg", metadata={"Date": None})
 
 
-def _figure(panels: int) -> tuple[Any, Any]:
+def new_figure(panels: int) -> tuple[Any, Any]:
+    """A figure of the docs: `panels` axes side by side."""
     import matplotlib
 
     matplotlib.use("Agg")

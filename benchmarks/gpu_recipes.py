@@ -36,7 +36,7 @@ TOY: dict[str, dict[str, Any]] = {
     "reference": {"steps": 3, "batch_size": 16, "min_accuracy": 0.0, "channels": [4, 8, 8]},
     "train": {"steps": 4, "batch_size": 2},
     "sample": {"steps": 2, "num_images": 10, "batch_size": 10, "seeds": [0]},
-    "evaluate": {"kid_subsets": 2, "kid_subset_size": 5, "bootstrap": 4},
+    "evaluate": {"kid_subsets": 2, "kid_subset_size": 5},
 }
 TOY_CHANNELS, TOY_EVERY = {"digits": [16, 16], "photos": [8, 8, 32, 32]}, {"digits": 18, "photos": 60}
 
@@ -212,9 +212,10 @@ def run(name: str, setting: Setting, share: float | None = None) -> Iterator[Res
         yield result
         with stage("sample"):
             model = DiffusionModel.load(directory / "models", device)
-            samples = draw_samples(model, params.sample, raw=load_raw(directory / "models", model))
+            counts = torch.bincount(real[1], minlength=model.card.num_labels).tolist()
+            samples = draw_samples(model, params.sample, counts, raw=load_raw(directory / "models", model))
         assert samples is not None  # there is one process
-        write_grid(samples.guided, samples.labels, setting.out / f"{name}.png")
+        write_grid(samples.guided, samples.guided_labels, setting.out / f"{name}.png")
         result["grid"] = f"{name}.png"
         yield result
         with stage("reference"):

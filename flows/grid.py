@@ -53,10 +53,14 @@ def experiment_name(combination: Mapping[str, Any]) -> str:
     return f"{plain[:_LONGEST_NAME].rstrip('.-')}-{digest_json(dict(combination))[:8]}"
 
 
-def check(root: Path, grid: Sequence[Mapping[str, Any]]) -> None:
-    """Raise InputError, with a line per mistake, unless the project at `root` can run every combination of the grid."""
+def check(root: Path, grid: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Warnings of values that have no effect, each with the first combination that has it.
+
+    Raises InputError, with a line per mistake, unless the project at `root` can run every combination of the grid.
+    """
     text = (root / "params.yaml").read_text(encoding="utf-8")
     mistakes: dict[str, str] = {}  # with the first combination that makes it
+    warnings: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "params.yaml"
         for combination in grid:
@@ -65,12 +69,14 @@ def check(root: Path, grid: Sequence[Mapping[str, Any]]) -> None:
                 for key, value in combination.items():
                     changed = replaced(changed, key.split("."), value)
                 path.write_text(changed, encoding="utf-8")
-                load_params(path)
+                for line in load_params(path).train.warnings():
+                    warnings.setdefault(line, title(combination))
             except InputError as error:
                 for line in str(error).replace(str(path), path.name).splitlines():
                     mistakes.setdefault(line, title(combination))
     if mistakes:
         raise InputError("\n".join(f"{line} ({combination})" for line, combination in mistakes.items()))
+    return [f"{line} ({combination})" for line, combination in warnings.items()]
 
 
 def parse(arguments: Sequence[str]) -> dict[str, list[Any]]:

@@ -196,7 +196,7 @@ def _serving(root: Path, version: Registered, ended: Promotion) -> dict[str, Any
     number = ended.version if ended.promoted else ended.previous
     if number is None or (version.champion or {}).get("version") == number:
         return version.champion
-    weights = read_json(Workspace(root).models / "model.json")["weights_digest"] if ended.promoted else "unknown"
+    weights = read_json(Workspace(root).served_model / "model.json")["weights_digest"] if ended.promoted else "unknown"
     return {"version": number, "weights": weights, "figures": report.figures_of(ended.promoted, ended)}
 
 

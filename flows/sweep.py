@@ -84,7 +84,8 @@ def sweep(grid: dict[str, list[Any]], ref: str = "HEAD", max_runs: int = 50) -> 
         settings = Settings.from_environment()
         todo = combinations(grid, max_runs)
         with workspace(f"sweep-{flow_run.id}", ref, None, logger.info) as root:
-            check(root, todo)
+            for line in check(root, todo):
+                logger.warning("%s", line)
             cast("State[Any]", sync(root, return_state=True)).result()
             for number, combination in enumerate(todo, 1):
                 logger.info("combination %s of %s: %s", number, len(todo), title(combination))

@@ -136,7 +136,7 @@ def _sample(workspace: "Workspace", options: argparse.Namespace) -> int:
     out = Path(options.out)
     check_destination(out)
     with tempfile.TemporaryDirectory(prefix="darkroom-") as fetched:
-        directory = Path(options.model) if options.model else workspace.models
+        directory = Path(options.model) if options.model else workspace.served_model
         if ":/" in (options.model or ""):
             from darkroom.registry.fetch import fetch_model
 
@@ -196,6 +196,8 @@ def _ema(workspace: "Workspace", options: argparse.Namespace) -> int:
 
 def _params(workspace: "Workspace", options: argparse.Namespace) -> int:
     params = workspace.params()
+    for line in params.train.warnings():
+        print(f"darkroom: ! {line}", file=sys.stderr)
     if options.json:
         _print_json(params.model_dump(mode="json", by_alias=True))
     else:

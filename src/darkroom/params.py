@@ -176,6 +176,16 @@ class TrainParams(Group):
     precision: Literal["fp32", "tf32", "bf16"]  # of the network; weights, loss, optimizer and EMA stay in fp32
     seed: Seed
 
+    def warnings(self) -> list[str]:
+        """A line for each value that has no effect."""
+        reached = (1 + self.steps) / (10 + self.steps)  # `training.ema.decay_at`
+        if self.ema_decay <= reached:
+            return []
+        return [
+            f"train.ema_decay = {self.ema_decay}: is never used: its warm-up, (1 + step) / (10 + step), ends at "
+            f"{reached:.4f} after {self.steps} steps; every value above that trains the same average"
+        ]
+
 
 class DrawParams(Group):
     """How an image is drawn, always from EMA: with weights, label, seed and index it decides the image."""
@@ -213,6 +223,7 @@ class DrawParams(Group):
 class SampleParams(DrawParams):
     """sample: the evaluation images."""
 
+    ema: Literal["trained", "auto"]  # auto: the average of the snapshots, or the training's, that has the lowest FID
     num_images: Positive  # for each seed
     batch_size: Positive
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)]  # a set each; scores spread over them
@@ -230,7 +241,6 @@ class EvaluateParams(Group):
     kid_subsets: Positive
     kid_subset_size: Annotated[int, Field(ge=2)]
     neighbours: Positive  # of precision and recall
-    bootstrap: Annotated[int, Field(ge=20, le=10_000)]  # resamples for the interval of FID
 
 
 class GatePolicy(Group):
@@ -242,6 +252,7 @@ class GatePolicy(Group):
     min_worst_class_accuracy: Fraction  # of each class, at sample.guidance_scale
     max_near_copies: Fraction  # share of samples nearer to a training image than the nearest 1 % of held-out images
     margin: Annotated[float, Field(ge=0)]  # standard errors by which a challenger may be worse than the champion
+    retraining_scatter: Fraction  # deviation of FID over trainings that differ in their seed, as a share of FID
     max_seconds_per_image: Annotated[float, Field(gt=0)]  # one image alone, where the model is promoted
 
 
@@ -281,6 +292,9 @@ class Params(Group):
                 "guidance needs the null class that label dropping trains: expected 1.0, or train.label_dropout > 0"
             )
             raise _refuse("sample.guidance_scale", self.sample.guidance_scale, allowed)
+        if self.sample.ema == "auto" and self.train.ema_snapshots == 0:
+            allowed = "train.ema_snapshots = 0, so there is nothing to choose from: expected trained"
+            raise _refuse("sample.ema", self.sample.ema, allowed)
         if self.sample.steps > self.train.schedule.num_timesteps:
             allowed = f"expected at most train.schedule.num_timesteps = {self.train.schedule.num_timesteps}"
             raise _refuse("sample.steps", self.sample.steps, allowed)

@@ -48,6 +48,16 @@ class Workspace:
         return self.root / "models"
 
     @property
+    def average(self) -> Path:
+        """What `sample` made of the weights' averages: the one it chose, or only word that it is the training's."""
+        return self.models / "average"
+
+    @property
+    def served_model(self) -> Path:
+        """The model that was sampled from, scored, and is registered: with `sample.ema` it may be another average."""
+        return self.average if (self.average / "model.json").is_file() else self.models
+
+    @property
     def extractor(self) -> Path:
         return self.models / "extractor"
 

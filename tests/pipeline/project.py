@@ -64,7 +64,7 @@ def _make(root: Path) -> None:
     change(root, "train", steps=STEPS, batch_size=16, precision="fp32", lr_warmup_steps=0)
     change(root, "reference", steps=150, channels=[8, 16], features=16, min_accuracy=0.5, batch_size=64)
     change(root, "sample", num_images=40, steps=4, seeds=[0, 1])
-    change(root, "evaluate", kid_subsets=5, kid_subset_size=20, bootstrap=20)
+    change(root, "evaluate", kid_subsets=5, kid_subset_size=20)
     for command in (
         ["git", "init", "-q"],
         [*DVC, "init", "-q"],

@@ -40,6 +40,7 @@ def test_every_output_of_the_design_is_there(project):
         "reports/train/history.jsonl",
         "reports/train/metrics.jsonl",
         "reports/train/loss.csv",
+        "models/average/choice.json",
         "data/samples/samples.json",
         "reports/samples.png",
         "reports/metrics.json",
@@ -87,6 +88,30 @@ def test_nothing_runs_twice_and_one_parameter_invalidates_only_what_it_shapes(pr
     assert {stage for stage, what in back.items() if what == "restored"} == {"sample", "evaluate"}
     assert metrics(project) == before
     assert (project / "dvc.lock").read_bytes() == lock
+
+
+def test_auto_takes_the_average_with_the_lowest_fid_and_that_one_is_scored_and_registered(project):
+    trained = json.loads((project / "models/model.json").read_text())["weights_digest"]
+    change(project, "sample", ema="auto")
+    said = dvc(project, "repro")
+    assert {stage for stage, what in outcomes(said).items() if what == "ran"} == {"sample", "evaluate"}
+    choice = json.loads((project / "models/average/choice.json").read_text())
+    assert choice["chosen"] == min(choice["fid"], key=choice["fid"].get)
+    assert {"trained", "0.050", "0.100"} <= set(choice["fid"])
+    assert choice["seed"] not in (0, 1), "a seed that no score uses"
+    assert f"sample.ema = auto: {choice['chosen']}, by the FID of 40 images" in said
+    assert choice["chosen"] != "trained", "after 40 steps the average of the training is far behind"
+    chosen = json.loads((project / "models/average/model.json").read_text())["weights_digest"]
+    assert metrics(project)["weights_digest"] == chosen != trained
+    darkroom, where = [sys.executable, "-m", "darkroom"], {"cwd": project, "env": environment(project)}
+    subprocess.run([*darkroom, "register"], check=True, stdout=subprocess.DEVNULL, **where)
+    status = subprocess.run([*darkroom, "status", "--json"], check=True, stdout=subprocess.PIPE, text=True, **where)
+    assert json.loads(status.stdout)["challenger"]["weights"] == chosen
+
+    change(project, "sample", ema="trained")
+    assert outcomes(dvc(project, "repro"))["sample"] == "restored"
+    assert metrics(project)["weights_digest"] == trained
+    assert sorted(path.name for path in (project / "models/average").iterdir()) == ["choice.json"]
 
 
 @pytest.mark.soak  # that the weights have the same bits is in test_kills

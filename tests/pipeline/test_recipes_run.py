@@ -60,7 +60,7 @@ def test_a_recipe_runs_from_the_official_archive_to_the_metrics(tmp_path, recipe
     change(root, "train", steps=2, batch_size=4, lr_warmup_steps=0, ema_snapshots=1)
     change(root, "train.model", channels=[8, 8, 8, 8], num_res_blocks=1, norm_groups=4, head_channels=8)
     change(root, "sample", num_images=20, steps=2, batch_size=20, seeds=[0, 1])
-    change(root, "evaluate", kid_subsets=2, kid_subset_size=5, bootstrap=20)
+    change(root, "evaluate", kid_subsets=2, kid_subset_size=5)
     subprocess.run(["git", "commit", "-qam", recipe], cwd=root, check=True)
 
     assert outcomes(dvc(root, "repro", *stages)) == dict.fromkeys(stages, "ran")

@@ -141,6 +141,8 @@ def test_the_fingerprint_covers_the_code_that_trains():
 def test_the_protocol_covers_the_code_that_draws_and_measures():
     stored = {"evaluation.code", "evaluation.protocol", "evaluation.published", "evaluation.reference"}
     stored |= {"evaluation.samples", "evaluation.grid", "data.dataset"}
+    # Which weights are scored is said by their digest.
+    stored |= {"stages.averaging", "training.ema", "training.posthoc", "training.snapshots"}
     stored |= {"evaluation.sharing", "training.distributed"}  # what ranks have drawn is the same on any number of them
     packages = {name for name in modules() if modules()[name].name == "__init__.py"}
     shaping = (closure("sample") | closure("evaluate")) - stored - packages - {"stages.sample", "stages.evaluate"}

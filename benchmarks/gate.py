@@ -1,0 +1,209 @@
+"""What the gate refuses, and how far trainings scatter.
+
+    python -m benchmarks.gate scatter --write    # trains the default recipe with five seeds, and scores each: an hour
+    python -m benchmarks.gate power --write      # simulates verdicts: docs/power.svg and the table of docs/scores.md
+
+`scatter` needs the data and the extractor of `dvc repro` and keeps what it trained in `.darkroom/scatter`, so it can be
+interrupted. `power` takes the deviations from what `scatter` measured.
+"""
+
+import argparse
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.figures import DOCS, ROOT, new_figure
+from darkroom.evaluation.protocol import Estimate, ScoreRecord
+from darkroom.files import read_json, write_json, write_text
+from darkroom.params import GatePolicy
+from darkroom.registry.gate import Evidence, decide
+from darkroom.workspace import Workspace
+
+RESULTS = ROOT / "benchmarks" / "results" / "gate"
+TRAININGS = 5
+TRIES = 20_000  # verdicts for each point of the curve
+SLIDES, SLIDE, CHALLENGERS = 400, 0.05, 30
+WORSE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)  # in deviations of the FID of one set
+SOUND = Evidence(validated=True, seconds_per_image=0.0)
+
+Draw = Callable[[float, random.Random], ScoreRecord]
+
+
+def scatter() -> dict[str, Any]:
+    """Train and score the recipe with several seeds; the deviation between trainings without that of the samples."""
+    from darkroom.diffusion.model import DiffusionModel
+    from darkroom.evaluation.rescore import score_model
+    from darkroom.stages import train
+
+    project = Workspace.find(ROOT)
+    params, records = project.params(), []
+    for seed in range(TRAININGS):
+        workspace = _workspace(project, seed)
+        if not (workspace.models / "model.json").is_file():
+            train.run(workspace)
+        if not workspace.metrics_file.is_file():
+            model = DiffusionModel.load(workspace.models)
+            record = score_model(model, project.extractor, params.sample, params.evaluate)
+            write_json(workspace.metrics_file, record.to_json_dict())
+        records.append(ScoreRecord.read(workspace.metrics_file))
+        print(f"training {seed}: FID {records[-1].unguided.fid.value:.3f}", flush=True)
+    return summary(records)
+
+
+def summary(records: Sequence[ScoreRecord]) -> dict[str, Any]:
+    """What the records of several trainings say: the variance between them is that of samples and of trainings."""
+    fids = [record.unguided.fid for record in records]
+    values = [fid.value for fid in fids]
+    mean = statistics.mean(values)
+    sampling = statistics.mean(record.unguided.fid_deviation**2 / len(record.unguided.fid.seeds) for record in records)
+    between = max(0.0, statistics.variance(values) - sampling)
+    return {
+        "fid": values,
+        "fid_of_seeds": [fid.seeds for fid in fids],
+        "deviation_of_one_set": [record.unguided.fid_deviation for record in records],
+        "seeds": len(fids[0].seeds),
+        "num_images": records[0].protocol.num_images,
+        "mean": mean,
+        "retraining_scatter": math.sqrt(between) / mean,
+        "protocol": records[0].protocol_digest,
+    }
+
+
+def _workspace(project: Workspace, seed: int) -> Workspace:
+    root = project.state / "scatter" / str(seed)
+    content = yaml.safe_load(project.params_file.read_text(encoding="utf-8"))
+    content["train"]["seed"] = seed
+    write_text(root / "params.yaml", yaml.safe_dump(content))
+    workspace = Workspace(root)
+    workspace.prepared.parent.mkdir(parents=True, exist_ok=True)
+    if not workspace.prepared.exists():
+        workspace.prepared.symlink_to(project.prepared.resolve())
+    return workspace
+
+
+def power(measured: dict[str, Any], policy: GatePolicy) -> dict[str, Any]:
+    """Shares of refusals, for models that are worse by so many deviations, and where thirty slides end."""
+    record = ScoreRecord.read(Workspace.find(ROOT).metrics_file)
+    deviation = statistics.mean(measured["deviation_of_one_set"]) / measured["mean"]
+    draw = drawing(record, deviation, measured["retraining_scatter"], measured["seeds"])
+    open_policy = policy.model_copy(update={"max_fid": math.inf, "max_seconds_per_image": math.inf})
+    curve = [{"worse": worse, "refused": refused(open_policy, draw, 1 + worse * deviation)} for worse in WORSE]
+    same = drawing(record, deviation, 0.0, measured["seeds"])
+    alone = [{"worse": worse, "refused": refused(open_policy, same, 1 + worse * deviation)} for worse in WORSE]
+    ends = [slide(open_policy, draw, random.Random(number), bar=True) for number in range(SLIDES)]
+    before = [slide(open_policy, draw, random.Random(number), bar=False) for number in range(SLIDES)]
+    return {
+        "deviation": deviation,
+        "retraining_scatter": measured["retraining_scatter"],
+        "policy": {"margin": policy.margin, "retraining_scatter": policy.retraining_scatter},
+        "curve": curve,
+        "same_training": alone,
+        "slides": {"mean": statistics.mean(ends), "without_bar": statistics.mean(before)},
+        "false_refusals_beside_thirty": beside_many(open_policy, draw),
+    }
+
+
+def drawing(record: ScoreRecord, deviation: float, scatter: float, seeds: int) -> Draw:
+    """`draw(quality, random)`: a record of a training whose recipe has this FID, of images drawn for `seeds` seeds."""
+
+    def draw(quality: float, source: random.Random) -> ScoreRecord:
+        trained = quality * (1 + scatter * source.gauss())
+        values = [trained * (1 + deviation * source.gauss()) for _ in range(seeds)]
+        fid = Estimate(value=statistics.mean(values), spread=None, low=None, high=None, seeds=values)
+        unguided = record.unguided.model_copy(update={"fid": fid, "fid_deviation": deviation * trained})
+        return record.model_copy(update={"unguided": unguided})
+
+    return draw
+
+
+def refused(policy: GatePolicy, draw: Draw, quality: float) -> float:
+    """The share of challengers of this quality that a champion of quality 1 keeps out."""
+    source = random.Random(0)
+    tries = [decide(policy, draw(quality, source), draw(1.0, source), SOUND).passed for _ in range(TRIES)]
+    return 1 - statistics.mean(tries)
+
+
+def slide(policy: GatePolicy, draw: Draw, source: random.Random, *, bar: bool) -> float:
+    """The quality of the champion after thirty challengers, each 5 % worse than the one that serves."""
+    quality, champion = 1.0, draw(1.0, source)
+    best = champion
+    for _ in range(CHALLENGERS):
+        challenger = draw(quality * (1 + SLIDE), source)
+        if decide(policy, challenger, champion, SOUND, best if bar else None).passed:
+            quality, champion = quality * (1 + SLIDE), challenger
+            best = min(best, champion, key=lambda record: record.unguided.fid.value)
+    return quality
+
+
+def beside_many(policy: GatePolicy, draw: Draw) -> float:
+    """The share of equally good challengers that is refused, over thirty tries each, the best of them the bar."""
+    outcomes = []
+    for number in range(SLIDES):
+        source = random.Random(number)
+        champion = best = draw(1.0, source)
+        for _ in range(CHALLENGERS):
+            challenger = draw(1.0, source)
+            passed = decide(policy, challenger, champion, SOUND, best).passed
+            outcomes.append(passed)
+            if passed:
+                champion = challenger
+                best = min(best, champion, key=lambda record: record.unguided.fid.value)
+    return 1 - statistics.mean(outcomes)
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """The result for a person."""
+    yield f"one set deviates by {found['deviation']:.1%} of FID, a training by {found['retraining_scatter']:.1%}"
+    for point, alone in zip(found["curve"], found["same_training"], strict=True):
+        share, without = point["refused"], alone["refused"]
+        yield f"worse by {point['worse']:4.2f} deviations: refused {share:6.2%}, {without:6.2%} without scatter"
+    slides = found["slides"]
+    yield f"thirty slides of 5 % end at {slides['mean']:.2f}; without the best champion at {slides['without_bar']:.2f}"
+    yield f"equally good challengers refused, over thirty tries: {found['false_refusals_beside_thirty']:.2%}"
+
+
+def draw_power(found: dict[str, Any], path: Path) -> None:
+    """The power curve."""
+    figure, (axis,) = new_figure(1)
+    for key, label, style in (
+        ("curve", "trainings scatter as measured", "-"),
+        ("same_training", "samples scatter alone", "--"),
+    ):
+        points = found[key]
+        axis.plot(
+            [p["worse"] for p in points], [p["refused"] for p in points], style, marker="o", markersize=4, label=label
+        )
+    axis.axhline(0.02, color="grey", linewidth=1, linestyle=":")
+    axis.text(0.05, 0.03, "2 % false refusals", fontsize=8, color="grey")
+    axis.set(xlabel="how much worse the challenger is, in deviations of the FID of one set", ylabel="share refused")
+    axis.set_title("What the gate refuses")
+    axis.legend(fontsize=8, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure or simulate, print, and with --write keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("scatter", "power"))
+    parser.add_argument("--write", action="store_true", help="keep figures and picture")
+    options = parser.parse_args(arguments)
+    if options.what == "scatter":
+        found = scatter()
+        print(f"retraining scatter: {found['retraining_scatter']:.1%} of FID {found['mean']:.3f}")
+    else:
+        found = power(read_json(RESULTS / "scatter.json"), Workspace.find(ROOT).params().registry.gate)
+        print(*lines(found), sep="\n")
+        if options.write:
+            draw_power(found, DOCS / "power.svg")
+    if options.write:
+        write_json(RESULTS / f"{options.what}.json", found)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
