@@ -4,7 +4,7 @@
     python -m benchmarks.gate power --write      # simulates verdicts: docs/power.svg and the table of docs/scores.md
 
 `scatter` needs the data and the extractor of `dvc repro` and keeps what it trained in `.darkroom/scatter`, so it can be
-interrupted. `power` takes the deviations from what `scatter` measured.
+interrupted. `power` takes the deviations from what `scatter` measured, other figures from the record of `dvc repro`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from benchmarks.figures import DOCS, ROOT, new_figure
+from benchmarks.machine import describe
 from darkroom.evaluation.protocol import Estimate, ScoreRecord
 from darkroom.files import read_json, write_json, write_text
 from darkroom.params import GatePolicy
@@ -29,6 +30,7 @@ TRAININGS = 5
 TRIES = 20_000  # verdicts for each point of the curve
 SLIDES, SLIDE, CHALLENGERS = 400, 0.05, 30
 WORSE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)  # in deviations of the FID of one set
+WORLDS = {"samples": "samples scatter alone", "trainings": "trainings scatter as measured, and the margin knows"}
 SOUND = Evidence(validated=True, seconds_per_image=0.0)
 
 Draw = Callable[[float, random.Random], ScoreRecord]
@@ -52,7 +54,7 @@ def scatter() -> dict[str, Any]:
             write_json(workspace.metrics_file, record.to_json_dict())
         records.append(ScoreRecord.read(workspace.metrics_file))
         print(f"training {seed}: FID {records[-1].unguided.fid.value:.3f}", flush=True)
-    return summary(records)
+    return summary(records) | {"machine": describe()}
 
 
 def summary(records: Sequence[ScoreRecord]) -> dict[str, Any]:
@@ -86,26 +88,36 @@ def _workspace(project: Workspace, seed: int) -> Workspace:
     return workspace
 
 
-def power(measured: dict[str, Any], policy: GatePolicy) -> dict[str, Any]:
-    """Shares of refusals, for models that are worse by so many deviations, and where thirty slides end."""
-    record = ScoreRecord.read(Workspace.find(ROOT).metrics_file)
+def power(measured: dict[str, Any], policy: GatePolicy, record: ScoreRecord, seeds: int) -> dict[str, Any]:
+    """What the gate does with models whose trainings scatter as measured, and with ones whose samples alone do.
+
+    `refused`: the share of models that are worse by so many deviations of the FID of one set; `slides`: where thirty
+    challengers end that are 5 % worse each; `false_refusals`: the share of thirty equally good ones. The policy's
+    ceilings are open, and its scatter is that of the trainings.
+    """
     deviation = statistics.mean(measured["deviation_of_one_set"]) / measured["mean"]
-    draw = drawing(record, deviation, measured["retraining_scatter"], measured["seeds"])
-    open_policy = policy.model_copy(update={"max_fid": math.inf, "max_seconds_per_image": math.inf})
-    curve = [{"worse": worse, "refused": refused(open_policy, draw, 1 + worse * deviation)} for worse in WORSE]
-    same = drawing(record, deviation, 0.0, measured["seeds"])
-    alone = [{"worse": worse, "refused": refused(open_policy, same, 1 + worse * deviation)} for worse in WORSE]
-    ends = [slide(open_policy, draw, random.Random(number), bar=True) for number in range(SLIDES)]
-    before = [slide(open_policy, draw, random.Random(number), bar=False) for number in range(SLIDES)]
-    return {
-        "deviation": deviation,
-        "retraining_scatter": measured["retraining_scatter"],
-        "policy": {"margin": policy.margin, "retraining_scatter": policy.retraining_scatter},
-        "curve": curve,
-        "same_training": alone,
-        "slides": {"mean": statistics.mean(ends), "without_bar": statistics.mean(before)},
-        "false_refusals_beside_thirty": beside_many(open_policy, draw),
-    }
+    found: dict[str, Any] = {"deviation": deviation, "margin": policy.margin, "seeds": seeds}
+    for name, scatter in (("samples", 0.0), ("trainings", measured["retraining_scatter"])):
+        open_policy = opened(policy, scatter)
+        draw = drawing(record, deviation, scatter, seeds)
+        slides = {
+            name: [slide(open_policy, draw, random.Random(number), bar=bar) for number in range(SLIDES)]
+            for name, bar in (("mean", True), ("without_bar", False))
+        }
+        found[name] = {
+            "scatter": scatter,
+            "refused": {str(worse): refused(open_policy, draw, 1 + worse * deviation) for worse in WORSE},
+            "slides": {name: statistics.mean(ends) for name, ends in slides.items()},
+            "false_refusals": beside_many(open_policy, draw),
+        }
+    return found
+
+
+def opened(policy: GatePolicy, scatter: float) -> GatePolicy:
+    """The policy for a recipe whose trainings scatter so, without ceilings of FID and time."""
+    return policy.model_copy(
+        update={"max_fid": math.inf, "max_seconds_per_image": math.inf, "retraining_scatter": scatter}
+    )
 
 
 def drawing(record: ScoreRecord, deviation: float, scatter: float, seeds: int) -> Draw:
@@ -158,28 +170,23 @@ def beside_many(policy: GatePolicy, draw: Draw) -> float:
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """The result for a person."""
-    yield f"one set deviates by {found['deviation']:.1%} of FID, a training by {found['retraining_scatter']:.1%}"
-    for point, alone in zip(found["curve"], found["same_training"], strict=True):
-        share, without = point["refused"], alone["refused"]
-        yield f"worse by {point['worse']:4.2f} deviations: refused {share:6.2%}, {without:6.2%} without scatter"
-    slides = found["slides"]
-    yield f"thirty slides of 5 % end at {slides['mean']:.2f}; without the best champion at {slides['without_bar']:.2f}"
-    yield f"equally good challengers refused, over thirty tries: {found['false_refusals_beside_thirty']:.2%}"
+    for name in WORLDS:
+        world = found[name]
+        yield f"{name} scatter, one set by {found['deviation']:.1%} of FID, a training by {world['scatter']:.1%}:"
+        yield "  refused: " + ", ".join(f"{share:.1%} at {worse}" for worse, share in world["refused"].items())
+        end, before = world["slides"]["mean"], world["slides"]["without_bar"]
+        yield f"  thirty slides of 5 % end at {end:.2f}; without the best champion at {before:.2f}"
+        yield f"  of thirty equally good challengers {world['false_refusals']:.2%} are refused"
 
 
 def draw_power(found: dict[str, Any], path: Path) -> None:
     """The power curve."""
     figure, (axis,) = new_figure(1)
-    for key, label, style in (
-        ("curve", "trainings scatter as measured", "-"),
-        ("same_training", "samples scatter alone", "--"),
-    ):
-        points = found[key]
-        axis.plot(
-            [p["worse"] for p in points], [p["refused"] for p in points], style, marker="o", markersize=4, label=label
-        )
+    for name, label in WORLDS.items():
+        points = {float(worse): share for worse, share in found[name]["refused"].items()}
+        axis.plot(list(points), list(points.values()), marker="o", markersize=4, label=label)
     axis.axhline(0.02, color="grey", linewidth=1, linestyle=":")
-    axis.text(0.05, 0.03, "2 % false refusals", fontsize=8, color="grey")
+    axis.text(3.9, 0.03, "2 %", fontsize=8, color="grey")
     axis.set(xlabel="how much worse the challenger is, in deviations of the FID of one set", ylabel="share refused")
     axis.set_title("What the gate refuses")
     axis.legend(fontsize=8, frameon=False)
@@ -196,7 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = scatter()
         print(f"retraining scatter: {found['retraining_scatter']:.1%} of FID {found['mean']:.3f}")
     else:
-        found = power(read_json(RESULTS / "scatter.json"), Workspace.find(ROOT).params().registry.gate)
+        project = Workspace.find(ROOT)
+        params, record = project.params(), ScoreRecord.read(project.metrics_file)
+        found = power(read_json(RESULTS / "scatter.json"), params.registry.gate, record, len(params.sample.seeds))
         print(*lines(found), sep="\n")
         if options.write:
             draw_power(found, DOCS / "power.svg")

@@ -42,11 +42,11 @@ def test_a_tie_with_the_champion_that_is_worse_than_the_best_is_refused(
     assert ended.reasons == [f"unguided.fid is 0.64: expected at most 0.6 ({BAR})"]
     assert (ended.figures["champion.unguided.fid"], ended.figures["best.unguided.fid"]) == (0.57, 0.5)
     monkeypatch.chdir(workspace.root)
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["history"])
     shown = capsys.readouterr().out.splitlines()
     assert [line for line in shown if "1 is the best so far" in line and "none -> 1" in line]
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["history", "--json"])
     assert [entry["best"] for entry in json.loads(capsys.readouterr().out)] == [True, False, False]
 

@@ -29,7 +29,7 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "replacement", "message"),
     [
-        ("ema_decay", "ema_deacy", 'params.yaml: train.ema_deacy = 0.995: unknown key; did you mean "ema_decay"?'),
+        ("ema_decay", "ema_deacy", 'params.yaml: train.ema_deacy = 0.99: unknown key; did you mean "ema_decay"?'),
         ("^sample:", "smaple:", 'params.yaml: smaple: unknown key; did you mean "sample"?'),
         ("image_size: .*", "", "params.yaml: data.image_size: missing; expected a whole number"),
         ("  checksum: .*", "", "params.yaml: data.checksum: missing; expected a text or null"),

@@ -41,13 +41,15 @@ def stratified_labels(num_images: int, class_counts: Sequence[int]) -> Tensor:
 def stratified_subset(labels: Tensor, class_counts: Sequence[int], seed: int) -> Tensor:
     """Which images, with `labels` int64 (N,), make the largest set in the shares of `class_counts`: int64 (M,), sorted.
 
-    All of them if no class is off by more than an image, or if fewer than FEWEST would be left. Within a class `seed`
-    chooses. Classes that are not among the labels are left out of the shares.
+    All of them if no class is off by more than chance explains (three standard deviations of its count), or if fewer
+    than FEWEST would be left. Within a class `seed` chooses. Classes that are not among the labels are left out of the
+    shares.
     """
     present = torch.bincount(labels, minlength=len(class_counts))
     shares = torch.tensor(class_counts).where(present > 0, 0).double()
     shares /= shares.sum()
-    if ((present - len(labels) * shares).abs() <= 1).all():
+    expected = len(labels) * shares
+    if ((present - expected).abs() <= 1 + 3 * expected.sqrt()).all():
         return torch.arange(len(labels))
     there = shares > 0
     wanted = (shares * (present[there] / shares[there]).min()).floor().long()

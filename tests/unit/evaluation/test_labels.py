@@ -72,6 +72,8 @@ def test_a_perfect_model_of_imbalanced_data_has_the_fid_of_one_of_balanced_data(
 def test_a_held_out_split_with_the_same_shares_counts_whole():
     labels = torch.arange(10).repeat_interleave(torch.tensor(COUNTS) // 5)
     assert torch.equal(stratified_subset(labels, COUNTS, 0), torch.arange(len(labels)))
+    by_chance = torch.multinomial(torch.tensor(COUNTS).double(), 400, True, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(stratified_subset(by_chance, COUNTS, 0), torch.arange(400))
 
 
 def test_of_one_with_other_shares_the_largest_part_that_has_them():
@@ -84,8 +86,8 @@ def test_of_one_with_other_shares_the_largest_part_that_has_them():
 
 
 def test_a_class_that_was_not_held_out_is_left_out_of_the_shares():
-    labels = torch.arange(100) % 2
-    assert torch.bincount(labels[stratified_subset(labels, [200, 100, 100], 0)]).tolist() == [50, 25]
+    labels = torch.arange(1000) % 2
+    assert torch.bincount(labels[stratified_subset(labels, [200, 100, 100], 0)]).tolist() == [500, 250]
 
 
 def test_a_part_too_small_to_measure_is_not_taken():

@@ -141,7 +141,7 @@ def test_scores_stand_beside_the_floor_with_spread_and_interval() -> None:
     assert row(scores, "FID ↓")[1:] == ["2.531", "1.123 ± 0.0567 [1.067, 1.18]", "4.568 ± 0.1357 [4.432, 4.704]"]
     assert row(scores, "KID ↓")[2] == "-0.01234 ± 0.00345 [-0.01579, -0.00889]"
     assert row(scores, "recall ↑")[3] == "0.5432 ± 0.0123 [0.5309, 0.5555]"
-    assert row(scores, "FID, resampled images")[2:] == ["[1.034, 1.279]", "[4.247, 4.864]"]
+    assert row(scores, "deviation of one set's FID")[2:] == ["0.0987", "0.1864"]
     assert row(scores, "FID, infinitely many images")[2:] == ["0.8765", "4.322"]
     assert row(scores, "images")[1:] == ["360", "20 × 2 seeds", "20 × 2 seeds"]
     assert row(scores, "real images + noise 0.1")[1] == "1"
@@ -187,7 +187,7 @@ def test_the_arithmetic_is_that_of_the_training() -> None:
 def test_training_and_data_are_told() -> None:
     text = card()
     training, data = section(text, "Training"), section(text, "Data")
-    for words in ("1,234 steps, 157,952 images, batch 64", "decay 0.995", "cosine, 1,000 timesteps", "f1f1f1f1f1f1"):
+    for words in ("1,234 steps, 157,952 images, batch 64", "decay 0.99;", "cosine, 1,000 timesteps", "f1f1f1f1f1f1"):
         assert words in training
     assert "commit `c0ffeec0ffee`" in training
     for words in ("`digits`", "`dadadadadada`", "359 in test, 1,438 in train", "19 of 21 expectations", "2 warnings"):
