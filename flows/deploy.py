@@ -70,13 +70,14 @@ def _client() -> "Iterator[SyncPrefectClient]":
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         raise InputError(
-            "PREFECT_API_URL is not set: expected the address of a Prefect server, such as `make stack` prints"
+            "PREFECT_API_URL is not set: expected the address of a Prefect server, such as `make stack` has"
         )
     with get_client(sync_client=True) as client:
         try:
             client.hello().raise_for_status()
         except (httpx.HTTPError, PrefectHTTPStatusError) as error:
-            raise StageFailed(f"PREFECT_API_URL = {url}: no Prefect server answers there: {error}") from error
+            hint = "; PREFECT_API_AUTH_STRING has to be its password" if "401" in str(error) else ""
+            raise StageFailed(f"PREFECT_API_URL = {url}: no Prefect server answers there: {error}{hint}") from error
         yield client
 
 
@@ -87,7 +88,7 @@ def set_pool(client: "SyncPrefectClient", name: str, template: Path) -> str:
 
     content = read_json(template)
     # Whatever a worker's own settings: the automation that misses the beats counts on this many.
-    content["variables"]["properties"]["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(heartbeat())
+    content["job_configuration"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(heartbeat())
     try:
         before = client.read_work_pool(name)
     except ObjectNotFound:

@@ -22,7 +22,7 @@ _LOOK = 0.5  # seconds
 def main() -> int:
     """Run the worker until it ends or SIGTERM or SIGINT comes; its exit code, or 0 if it was asked to stop."""
     pool = os.environ.get("DARKROOM_POOL") or "process"
-    command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", pool]
+    command = [sys.executable, "-m", "flows.stack.prefect_worker", "worker", "start", "--pool", pool]
     command += ["--with-healthcheck", "--install-policy", "never", "--no-create-pool-if-not-found"]
     asked = False
 

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +13,13 @@ from unittest.mock import MagicMock
 
 import pytest
 from prefect.client.schemas.objects import Flow, FlowRun
+from prefect.exceptions import ObjectNotFound
 from prefect.workers.base import BaseJobConfiguration
 from prefect.workers.process import ProcessJobConfiguration
 
+from flows import deploy
 from flows.processes import GRACE
+from flows.stack.prefect_worker import declared
 
 POOLS = Path(__file__).parents[3] / "flows" / "pools"
 SECRETS = {
@@ -22,6 +27,7 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "secret-key",
     "MLFLOW_TRACKING_PASSWORD": "secret-password",
     "DARKROOM_WEBHOOK": "https://example.org/secret-hook",
+    "PREFECT_API_AUTH_STRING": "secret-auth-string",
 }
 
 
@@ -66,6 +72,7 @@ def test_a_process_inherits_the_workers_environment() -> None:
     assert configuration.env.items() >= SECRETS.items()
     assert configuration.env["OMP_WAIT_POLICY"] == "PASSIVE"
     assert configuration.working_dir is None
+    assert configuration.command.endswith(" -m prefect.engine")
 
 
 def container(**variables: Any) -> dict[str, Any]:
@@ -105,12 +112,98 @@ def test_a_container_has_a_gpu_a_user_and_its_volumes() -> None:
     assert created["environment"]["DARKROOM_STATE"] == "/app/.darkroom"
 
 
-def test_a_deployment_can_ask_for_more_gpus_and_another_image() -> None:
-    created = container(gpus=-1, image="registry.example.org/darkroom:1", env={"OMP_NUM_THREADS": "4"})
+def test_a_deployment_can_ask_for_more_gpus_and_memory() -> None:
+    created = container(gpus=-1, mem_limit="64g", shm_size="8g")
     assert created["host_config"]["DeviceRequests"][0]["Count"] == -1
-    assert created["image"] == "registry.example.org/darkroom:1"
-    assert created["environment"]["OMP_NUM_THREADS"] == "4"
-    assert created["environment"]["DARKROOM_PROJECT"] == "/app", "what is not asked for stays"
+    assert created["host_config"]["Memory"] == 64 << 30
+    assert created["host_config"]["ShmSize"] == 8 << 30
+
+
+FOREIGN = {
+    "annotations": {"a": "b"},
+    "args": ["touch", "/tmp/x"],
+    "cluster_config": {},
+    "command": "touch /tmp/x",
+    "config_map": "other",
+    "container_create_kwargs": {"privileged": True},
+    "env": {"LD_PRELOAD": "/tmp/x.so", "PREFECT_API_URL": "http://page.example"},
+    "env.LD_PRELOAD": "/tmp/x.so",
+    "image": "page.example/image",
+    "image_pull_policy": "Always",
+    "job_manifest": {},
+    "labels": {"a": "b"},
+    "name": "other",
+    "namespace": "kube-system",
+    "network_mode": "host",
+    "networks": ["other"],
+    "privileged": True,
+    "registry_credentials": {},
+    "secret": "other",
+    "service_account_name": "admin",
+    "volumes": ["/:/host"],
+    "working_dir": "/",
+}
+
+
+@pytest.mark.parametrize("pool", ["process", "docker", "kubernetes"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_leads_to_running_code_is_no_variable_of_any_pool(pool: str, name: str) -> None:
+    """The server refuses it, and the worker does not know it."""
+    from prefect.utilities.schema_tools import ValidationError, validate
+
+    template = json.loads((POOLS / f"{pool}.json").read_text())
+    with pytest.raises(ValidationError):
+        validate({name: FOREIGN[name]}, template["variables"], raise_on_error=True, preprocess=True)
+    assert declared(template, FOREIGN | {"gpus": 2}) == ({} if pool == "process" else {"gpus": 2})
+
+
+@pytest.mark.parametrize(
+    ("pool", "values"),
+    [
+        ("docker", {"mem_limit": "{{ prefect.blocks.secret.other }}"}),
+        ("docker", {"shm_size": "a"}),
+        ("kubernetes", {"memory": "{{ prefect.variables.other }}"}),
+        ("kubernetes", {"gpus": "1"}),
+    ],
+)
+def test_variables_are_sizes_and_numbers(pool: str, values: dict[str, Any]) -> None:
+    from prefect.utilities.schema_tools import ValidationError, validate
+
+    schema = json.loads((POOLS / f"{pool}.json").read_text())["variables"]
+    with pytest.raises(ValidationError):
+        validate(values, schema, raise_on_error=True, preprocess=True)
+
+
+def test_the_worker_of_the_stack_ignores_what_a_pool_does_not_declare() -> None:
+    """In a process of its own: it changes Prefect's class, whose `env` comes through otherwise."""
+    code = """
+import asyncio, json, sys
+import prefect.cli
+prefect.cli.app = lambda: None
+from flows.stack import prefect_worker
+prefect_worker.main()
+from prefect.workers.process import ProcessJobConfiguration
+template = json.load(open("flows/pools/process.json"))
+values = {"command": "touch x", "env": {"LD_PRELOAD": "x"}, "env.PATH": "x", "working_dir": "/"}
+made = asyncio.run(ProcessJobConfiguration.from_template_and_values(template, values, client=object()))
+print(json.dumps([made.command, made.working_dir, made.env == template["job_configuration"]["env"]]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=POOLS.parents[1], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [None, None, True]
+
+
+def test_every_run_gets_the_heartbeat_that_the_automation_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy, "heartbeat", lambda: 45)
+    name = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+    for pool in deploy.POOLS:
+        client = MagicMock()
+        client.read_work_pool.side_effect = ObjectNotFound(http_exc=Exception())
+        assert deploy.set_pool(client, pool, POOLS / f"{pool}.json") == f"pool {pool}: created"
+        environment = client.create_work_pool.call_args.args[0].base_job_template["job_configuration"]["env"]
+        assert environment[name] == "45"
 
 
 def job(**variables: Any) -> dict[str, Any]:
@@ -148,8 +241,8 @@ def test_a_job_has_a_gpu_a_user_its_volumes_and_time_to_save() -> None:
 
 
 def test_a_jobs_secrets_are_references() -> None:
-    (run,) = job(secret="other")["spec"]["template"]["spec"]["containers"]
-    assert run["envFrom"] == [{"configMapRef": {"name": "darkroom"}}, {"secretRef": {"name": "other"}}]
+    (run,) = job()["spec"]["template"]["spec"]["containers"]
+    assert run["envFrom"] == [{"configMapRef": {"name": "darkroom"}}, {"secretRef": {"name": "darkroom"}}]
 
 
 def test_the_job_is_one_that_kubernetes_knows() -> None:
