@@ -1,5 +1,6 @@
 """Where things are: one project directory, found from wherever a command is started."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,17 @@ class Workspace:
 
     @classmethod
     def find(cls, start: Path | None = None) -> "Workspace":
-        """The directory with `dvc.yaml` and `params.yaml` at or above `start` (default: the working directory)."""
+        """The directory with `dvc.yaml` and `params.yaml` at or above `start` (default: the working directory).
+
+        A state directory that is missing is made, for this user alone; one that exists keeps its permissions.
+        """
         start = (start or Path.cwd()).resolve()
         for directory in (start, *start.parents):
             if (directory / "dvc.yaml").is_file() and (directory / "params.yaml").is_file():
-                return cls(directory)
+                workspace = cls(directory)
+                with contextlib.suppress(OSError):  # whoever needs it will say so
+                    workspace.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+                return workspace
         raise InputError(f"{start}: not inside a Darkroom project: no dvc.yaml and params.yaml here or above")
 
     @property

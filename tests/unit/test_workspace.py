@@ -29,6 +29,17 @@ def test_an_absolute_state_directory_is_taken_as_it_is(project, monkeypatch, tmp
     assert Workspace(project).state == elsewhere
 
 
+def test_a_state_directory_that_is_made_is_private_and_one_that_exists_is_left_alone(project, monkeypatch):
+    assert Workspace.find(project).state.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("DARKROOM_STATE", "new/state")
+    assert Workspace.find(project).state.stat().st_mode & 0o777 == 0o700
+    (project / "shared").mkdir(mode=0o755)
+    monkeypatch.setenv("DARKROOM_STATE", "shared")
+    assert Workspace.find(project).state.stat().st_mode & 0o777 == 0o755
+    monkeypatch.setenv("DARKROOM_STATE", "dvc.yaml/state")
+    assert not Workspace.find(project).state.exists()
+
+
 def test_outside_a_project_the_directory_is_named(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}: not inside a Darkroom project"):
         Workspace.find(tmp_path)
