@@ -65,7 +65,7 @@ gpu: setup  ## on a GPU: its tests, speeds, recipes and one table in eight minut
 ui: setup  ## look at runs, curves and models in the browser: MLflow at http://127.0.0.1:5000
 	@uri=$$($(RUN) python -m flows.champion tracking-uri); \
 	case "$$uri" in http*) echo "The tracking server has the pages: $$uri"; exit 0;; esac; \
-	$(RUN) exec mlflow ui --backend-store-uri "$$uri" --workers 1 $(ARGS)
+	MLFLOW_BACKEND_STORE_URI="$$uri" $(RUN) exec python -m flows.stack.mlflow_server --workers 1 $(ARGS)
 
 serve: setup  ## answer requests with the champion: http://127.0.0.1:5001/invocations (PORT=5001)
 	@MLFLOW_TRACKING_URI=$$($(RUN) python -m flows.champion tracking-uri); export MLFLOW_TRACKING_URI; \

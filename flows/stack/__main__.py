@@ -14,6 +14,7 @@ from typing import Any
 from darkroom.errors import InputError, StageFailed
 from darkroom.files import read_json
 from darkroom.workspace import Workspace
+from flows.stack.private import make_private, with_passwords, write_private
 from flows.stack.services import Service, client_environment, services
 from flows.stack.settings import HOST, StackSettings
 from flows.stack.supervisor import Supervisor
@@ -39,7 +40,10 @@ def main(arguments: list[str]) -> int:
 
 def up(settings: StackSettings) -> int:
     """Run the stack until it is asked to stop."""
+    make_private(settings)
     with _alone(settings.directory):
+        settings = with_passwords(settings)
+        write_private(settings.client_file, client_environment(settings))
         stack = services(settings)
         _check_ports(settings, stack)
         if not any(service.name == "postgres" for service in stack):
@@ -113,19 +117,17 @@ def _check_ports(settings: StackSettings, stack: list[Service]) -> None:
 
 
 def _directions(settings: StackSettings, stack: list[Service], seconds: float) -> str:
-    client = client_environment(settings)
-    names = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL")
     return "\n".join(
         [
             f"All well after {seconds:.0f} s.",
             *(f"  {service.name:<9} {service.shows}" for service in stack),
             "",
             "In another terminal:",
-            "  set -a; . ./stack.env; set +a    # the local servers' names and keys",
-            *(f"  export {name}={shlex.quote(client[name])}" for name in names),
+            f"  set -a; . {shlex.quote(str(settings.client_file))}; set +a    # addresses, keys, passwords",
             "  prefect deployment run retrain/retrain                    # now instead of at night",
             f"  aws s3 cp --recursive images/ s3://{settings['S3_BUCKET']}/images/    # or any S3 client",
             "  python -m flows.stack status",
+            "Prefect's pages ask for the value of PREFECT_API_AUTH_STRING in that file.",
             "",
             "Ctrl-C stops it all; a run that is under way saves first, and the next one carries on.",
         ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from darkroom.errors import StageFailed
+from darkroom.files import digest_bytes, write_text
 from flows.stack.settings import HOST, StackSettings
 
 DATABASES = ("mlflow", "prefect")
@@ -46,10 +47,22 @@ class Postgres:
         ask = [str(self.binaries / "pg_isready"), "-q", "-t", "2", "-h", HOST, "-p", self.settings["POSTGRES_PORT"]]
         return subprocess.run(ask, check=False).returncode == 0
 
-    def create(self) -> None:
-        """Make the databases unless they are there. Raises StageFailed with what the server says."""
-        if self.data.is_dir():
-            return
+    def prepare(self) -> None:
+        """Make the databases unless they are there; the password is the one of the settings, whatever it was.
+
+        Raises StageFailed with what the server says.
+        """
+        if not self.data.is_dir():
+            self._create()
+        digest = digest_bytes(self.settings["POSTGRES_PASSWORD"].encode())
+        marker = self.directory / "password.sha256"
+        if not marker.exists() or marker.read_text() != digest:
+            user, password = self.settings["POSTGRES_USER"], self.settings["POSTGRES_PASSWORD"]
+            quoted = "\"{}\" PASSWORD '{}'".format(user.replace('"', '""'), password.replace("'", "''"))
+            self._alone(self.data, f"ALTER ROLE {quoted};")
+            write_text(marker, digest)
+
+    def _create(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.user is not None:
             self._refuse_foreign()
@@ -63,10 +76,14 @@ class Postgres:
                 shutil.chown(password.name, self.user)
             sign_in = ["-U", self.settings["POSTGRES_USER"], "-A", "scram-sha-256", "--pwfile", password.name]
             self._run("initdb", "-D", str(new), "-E", "UTF8", "--locale", "C", *sign_in)
-        # The server alone, without a network: nobody else can come first.
-        statements = "".join(f"CREATE DATABASE {name};\n" for name in DATABASES)
-        self._run("postgres", "--single", "-j", "-D", str(new), "postgres", text=statements.replace("\n", "\n\n"))
+        self._alone(new, *(f"CREATE DATABASE {name};" for name in DATABASES))
         new.rename(self.data)
+
+    def _alone(self, data: Path, *statements: str) -> None:
+        """Let the server do something before it listens: nobody else can come first. What fails is not logged."""
+        text = "".join(f"{statement}\n\n" for statement in statements)
+        silent = ["-c", "log_min_error_statement=panic"]
+        self._run("postgres", "--single", "-j", *silent, "-D", str(data), "postgres", text=text)
 
     def _refuse_foreign(self) -> None:
         """Raise StageFailed for a directory that somebody else made: root must not give away what it leads to."""
@@ -87,9 +104,9 @@ class Postgres:
             group=self.user,
             extra_groups=[] if self.user else None,
         )
-        if done.returncode != 0:
+        if done.returncode != 0 or "ERROR: " in done.stdout:
             said = " ".join(done.stdout.split())[-500:]
-            raise StageFailed(f"{self.directory}: {program} could not make the database: {said}")
+            raise StageFailed(f"{self.directory}: {program} failed: {said}")
 
 
 def find_postgres(settings: StackSettings) -> Postgres | None:
@@ -116,10 +133,17 @@ def _as_user(settings: StackSettings, binaries: Path) -> Postgres | None:
         return Postgres(binaries, directory, None, settings)
     # The server refuses to run as root.
     try:
-        pwd.getpwnam("postgres")
+        group = pwd.getpwnam("postgres").pw_gid
     except KeyError:
         return None
-    if not all(parent.stat().st_mode & 0o001 for parent in directory.parents if parent.exists()):
-        key = hashlib.sha256(str(directory).encode()).hexdigest()[:12]
-        directory = Path(tempfile.gettempdir()) / f"darkroom-postgres-{key}"
+    key = hashlib.sha256(str(directory).encode()).hexdigest()[:12]
+    outside = Path(tempfile.gettempdir()) / f"darkroom-postgres-{key}"
+    moved = (outside / "data").is_dir() and not (directory / "data").is_dir()
+    if moved or not all(_lets_through(parent, group) for parent in directory.parents if parent.exists()):
+        directory = outside
     return Postgres(binaries, directory, "postgres", settings)
+
+
+def _lets_through(directory: Path, group: int) -> bool:
+    status = directory.stat()
+    return bool(status.st_mode & 0o001 or (status.st_gid == group and status.st_mode & 0o010))

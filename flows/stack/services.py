@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from flows.processes import environment
 from flows.stack.database import Postgres, find_postgres, sqlite_file
+from flows.stack.s3 import HEALTH
 from flows.stack.settings import HOST, StackSettings
 
 _SIGN_IN = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+_NOT_FOR_ALL = ("POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def client_environment(settings: StackSettings) -> dict[str, str]:
         "DARKROOM_PROJECT": str(settings.root),
         "DARKROOM_STATE": str(settings.state),
         "MLFLOW_TRACKING_URI": settings.url("MLFLOW_PORT"),
+        "PREFECT_API_AUTH_STRING": settings["PREFECT_API_AUTH_STRING"],
         "PREFECT_API_URL": f"{settings.url('PREFECT_PORT')}/api",
         "AWS_ENDPOINT_URL": settings.values.get("AWS_ENDPOINT_URL") or settings.url("S3_PORT"),
         **{name: settings.values[name] for name in _SIGN_IN if name in settings.values},
@@ -68,7 +71,9 @@ def _environment(settings: StackSettings, **values: str) -> dict[str, str]:
         "PREFECT_HOME": str(settings.directory / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
-    return settings.values | environment(settings.root) | quiet | values
+    given = {name: value for name, value in environment(settings.root).items() if name not in _NOT_FOR_ALL}
+    inherited = {name: value for name, value in settings.values.items() if name not in _NOT_FOR_ALL}
+    return inherited | given | quiet | values
 
 
 def _postgres(postgres: Postgres) -> Service:
@@ -79,7 +84,7 @@ def _postgres(postgres: Postgres) -> Service:
         healthy=postgres.answers,
         port="POSTGRES_PORT",
         shows=f"{HOST}:{postgres.settings['POSTGRES_PORT']}, data in {postgres.data}",
-        prepare=postgres.create,
+        prepare=postgres.prepare,
         user=postgres.user,
         stop=signal.SIGINT,  # "fast": it ends its clients' sessions instead of waiting for them
         grace=20.0,
@@ -88,12 +93,12 @@ def _postgres(postgres: Postgres) -> Service:
 
 def _s3(settings: StackSettings) -> Service:
     url = settings.url("S3_PORT")
-    values = {name: settings[name] for name in ("S3_PORT", "S3_BUCKET")}
+    values = {name: settings[name] for name in ("S3_PORT", "S3_BUCKET", "AWS_ACCESS_KEY_ID")}
     return Service(
         name="s3",
         command=[sys.executable, "-m", "flows.stack.s3", str(settings.directory / "s3")],
         environment=_environment(settings, **values),
-        healthy=lambda: _answers(f"{url}/moto-api/data.json"),
+        healthy=lambda: _answers(f"{url}{HEALTH}"),
         port="S3_PORT",
         shows=f"{url}, a test server for incoming data: bucket s3://{settings['S3_BUCKET']}",
     )
@@ -119,6 +124,10 @@ def _mlflow(settings: StackSettings, postgres: Postgres | None) -> Service:
             "--no-access-log",
             "--artifacts-destination",
             str(artifacts),
+            "--allowed-hosts",
+            f"{HOST}:*,localhost:*",
+            "--x-frame-options",
+            "DENY",
         ],
         environment=_environment(settings, **values),
         healthy=lambda: _answers(f"{url}/health"),
@@ -130,17 +139,22 @@ def _mlflow(settings: StackSettings, postgres: Postgres | None) -> Service:
 
 def _prefect(settings: StackSettings, postgres: Postgres | None) -> Service:
     url = settings.url("PREFECT_PORT")
-    server = [sys.executable, "-P", "-m", "prefect", "server", "start"]
+    server = [sys.executable, "-m", "flows.stack.prefect_server"]
     sqlite = f"sqlite+aiosqlite:///{sqlite_file(settings, 'prefect')}"
     uri = postgres.uri("prefect", "postgresql+asyncpg") if postgres else sqlite
     return Service(
         name="prefect",
-        command=[*server, "--host", HOST, "--port", settings["PREFECT_PORT"]],
+        command=[*server, HOST, settings["PREFECT_PORT"]],
         environment=_environment(
             settings,
             # In memory, as is the default, a restart would forget who holds which slot: runs under way would end.
             PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="prefect.server.concurrency.lease_storage.filesystem",
+            PREFECT_SERVER_API_AUTH_STRING=settings["PREFECT_API_AUTH_STRING"],
+            PREFECT_SERVER_CORS_ALLOWED_ORIGINS=url,
+            PREFECT_SERVER_CSRF_PROTECTION_ENABLED="true",
             PREFECT_SERVER_DATABASE_CONNECTION_URL=uri,
+            PREFECT_SERVER_UI_API_URL="/api",  # of whatever name and port the page came from
+            PREFECT_UI_URL=url,
         ),
         healthy=lambda: _answers(f"{url}/api/health"),
         needs=("postgres",) if postgres else (),

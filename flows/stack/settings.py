@@ -34,6 +34,11 @@ class StackSettings:
     def logs(self) -> Path:
         return self.directory / "logs"
 
+    @property
+    def client_file(self) -> Path:
+        """What a person's shell reads to use the stack."""
+        return self.directory / "client.env"
+
     def __getitem__(self, name: str) -> str:
         if not self.values.get(name):
             raise InputError(f"{name} is not set: expected a value in stack.env or in the environment")

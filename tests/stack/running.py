@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import Artifact, FlowRun, State
 from prefect.client.schemas.schedules import CronSchedule
 
 from flows.stack.database import find_postgres
-from flows.stack.settings import StackSettings
+from flows.stack.settings import StackSettings, read_env
 from tests.pipeline.project import REPOSITORY, change, make_small
 from tests.servers import free_port
 from tests.stack.webhooks import Webhooks, receiver
@@ -142,7 +142,7 @@ class Stack:
     def kill(self, service: str) -> None:
         """kill -9; of the worker, Prefect's own process."""
         if service == "worker":
-            for process in self.running("prefect worker start"):
+            for process in self.running("flows.stack.prefect_worker"):
                 process.kill()
         else:
             pid = self.pid(service)
@@ -161,12 +161,19 @@ class Stack:
     # Prefect
 
     @property
+    def client_environment(self) -> dict[str, str]:
+        """What the stack tells a person's shell; no value here needs a shell's quotes."""
+        return read_env(self.directory / "client.env")
+
+    @property
     def prefect_url(self) -> str:
         return f"http://127.0.0.1:{self.environment['PREFECT_PORT']}/api"
 
     @contextmanager
     def prefect(self) -> Iterator[SyncPrefectClient]:
-        with SyncPrefectClient(self.prefect_url) as client:
+        with SyncPrefectClient(
+            self.prefect_url, auth_string=self.client_environment["PREFECT_API_AUTH_STRING"]
+        ) as client:
             yield client
 
     def run(self, deployment: str, **parameters: Any) -> FlowRun:

@@ -1,9 +1,7 @@
 """The stack itself: it comes up, is set up once, restarts what dies, and stops without a trace."""
 
-import json
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -15,7 +13,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def command(stack: Stack, *words: str) -> "subprocess.CompletedProcess[str]":
-    environment = stack.environment | {"PREFECT_API_URL": stack.prefect_url}
+    environment = stack.environment | stack.client_environment
     return subprocess.run(
         [sys.executable, "-m", *words], cwd=stack.root, env=environment, capture_output=True, text=True, timeout=120
     )
@@ -23,11 +21,9 @@ def command(stack: Stack, *words: str) -> "subprocess.CompletedProcess[str]":
 
 def test_a_second_set_up_changes_nothing(stack: Stack) -> None:
     def known() -> dict[str, tuple[str, str]]:
-        request = urllib.request.Request(
-            f"{stack.prefect_url}/automations/filter", b"{}", {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request) as answer:
-            return {found["name"]: (found["id"], found["updated"]) for found in json.load(answer)}
+        with stack.prefect() as client:
+            answer = client.request("POST", "/automations/filter", json={}).json()
+        return {found["name"]: (found["id"], found["updated"]) for found in answer}
 
     before = known()
     again = command(stack, "flows.deploy")

@@ -5,15 +5,18 @@ import os
 import re
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prefect.settings import get_current_settings
 from prefect.settings.models.server.concurrency import ServerConcurrencySettings
 
 from darkroom.errors import InputError
 from flows.processes import GRACE
+from flows.stack.private import with_passwords
 from flows.stack.services import client_environment, services
 from flows.stack.settings import StackSettings, read_env
 
@@ -25,14 +28,61 @@ ONCE = {"owner", "bucket", "set-up"}
 
 @pytest.fixture
 def settings(tmp_path: Path) -> StackSettings:
-    """Those of stack.env alone."""
-    return StackSettings(tmp_path, tmp_path / ".darkroom", read_env(ROOT / "stack.env"))
+    """Those of stack.env, and passwords that were made."""
+    settings = StackSettings(tmp_path, tmp_path / ".darkroom", read_env(ROOT / "stack.env"))
+    settings.directory.mkdir(parents=True)
+    return with_passwords(settings)
 
 
 def test_every_variable_without_a_default_is_in_stack_env(settings: StackSettings) -> None:
-    used = re.findall(r"(?<!\$)\$\{(\w+)(:-[^}]*)?\}", TEXT)
-    assert {name for name, default in used if not default} <= set(settings.values)
-    assert "PASSWORD=" not in TEXT
+    used = re.findall(r"(?<!\$)\$\{(\w+)(:[-?][^}]*)?\}", TEXT)
+    assert {name for name, default in used if not default} <= set(read_env(ROOT / "stack.env"))
+
+
+def test_passwords_are_made_for_compose_as_its_first_lines_say_and_it_does_not_start_without(
+    settings: StackSettings, tmp_path: Path
+) -> None:
+    required = set(re.findall(r"\$\{(\w+):\?", TEXT))
+    assert required == set(read_env(settings.directory / "passwords.env"))
+    assert not [name for name in required if re.search(rf"\$\{{{name}(:-[^}}]*)?\}}", TEXT)], "always required"
+    lines = [line.removeprefix("#").strip() for line in TEXT.splitlines()[:4]]
+    command = " ".join(lines[1:3])
+    assert command.startswith("(umask 077;")
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    made = read_env(tmp_path / "passwords.env")
+    assert set(made) == required
+    assert len(set(made.values())) == len(made)
+    assert all(len(value) == 48 and value.isalnum() for value in made.values())
+    assert stat.S_IMODE((tmp_path / "passwords.env").stat().st_mode) == 0o600
+    assert lines[3] == "docker compose --env-file stack.env --env-file passwords.env up --build"
+    assert "/passwords.env" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "passwords.env" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_prefects_server_is_closed_to_pages_in_both(settings: StackSettings) -> None:
+    (local,) = (service for service in services(settings) if service.name == "prefect")
+    composed = SERVICES["prefect"]
+    assert local.command[1:3] == composed["command"][1:3] == ["-m", "flows.stack.prefect_server"]
+    for name in ("API_AUTH_STRING", "CORS_ALLOWED_ORIGINS", "CSRF_PROTECTION_ENABLED", "UI_API_URL"):
+        assert local.environment[f"PREFECT_SERVER_{name}"]
+        assert composed["environment"][f"PREFECT_SERVER_{name}"]
+    known = get_current_settings().model_copy().server
+    assert known.api.cors_allowed_origins == "*", "the default, which is why it is set"
+    for environment in (local.environment, composed["environment"]):
+        assert "*" not in environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+        assert environment["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
+        assert environment["PREFECT_SERVER_UI_API_URL"] == "/api", "of the port that the page came from"
+
+
+def test_each_password_goes_where_it_is_needed(settings: StackSettings) -> None:
+    environments = {service.name: service.environment for service in services(settings)}
+    clients = {name for name, values in environments.items() if "PREFECT_API_AUTH_STRING" in values}
+    assert clients == {"set-up", "worker"}
+    assert not [name for name, values in environments.items() if "POSTGRES_PASSWORD" in values]
+    assert not [name for name in clients if settings["POSTGRES_PASSWORD"] in str(environments[name])]
+    for service in services(settings):
+        shown = f"{service.command} {service.shows}"
+        assert not [name for name in settings.values if "PASS" in name and settings[name] in shown]
 
 
 def test_both_stacks_have_the_same_services_on_the_same_ports(settings: StackSettings) -> None:
@@ -140,11 +190,13 @@ def test_the_environment_wins_over_stack_env(monkeypatch: pytest.MonkeyPatch) ->
     assert os.environ["PREFECT_PORT"] == "http"
 
 
-def test_another_s3_comes_with_its_own_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_s3_comes_with_its_own_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example.org")
-    settings = StackSettings.load(ROOT)
+    settings = replace(StackSettings.load(ROOT), state=tmp_path)
+    settings.directory.mkdir()
+    settings = with_passwords(settings)
     assert "s3" not in [service.name for service in services(settings)]
     told = client_environment(settings)
     assert {name: value for name, value in told.items() if name.startswith("AWS_")} == {
