@@ -12,7 +12,8 @@ import yaml
 
 from darkroom.errors import InputError
 from darkroom.files import digest_json
-from darkroom.params import load_params, parse_yaml
+from darkroom.params import load_params
+from darkroom.yaml_text import parse_yaml
 from flows.overrides import replaced
 
 _LONGEST_NAME = 120  # of an experiment: it becomes a file's name in .git

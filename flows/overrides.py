@@ -10,6 +10,7 @@ import yaml
 
 from darkroom.errors import InputError
 from darkroom.files import write_text
+from darkroom.yaml_text import parse_yaml
 from flows.processes import run
 
 
@@ -23,6 +24,7 @@ def override(root: Path, params: Mapping[str, Any]) -> None:
     path = root / "params.yaml"
     try:
         text = path.read_text(encoding="utf-8")
+        parse_yaml(text)  # within bounds, which what follows has not
         for key, value in params.items():
             text = replaced(text, key.split("."), value)
     except (OSError, yaml.YAMLError) as error:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from darkroom.errors import InputError, StageFailed
 from darkroom.files import digest_bytes, write_bytes
-from darkroom.params import parse_yaml
 from darkroom.workspace import Workspace
+from darkroom.yaml_text import parse_yaml
 from flows.darkroom_command import answer
 from flows.dvc_stage import dvc
 from flows.locks import locked, locked_if_free

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -20,8 +21,8 @@ from prefect.states import Completed, Failed
 
 from darkroom.errors import InputError, StageFailed
 from darkroom.files import read_json
-from darkroom.params import parse_yaml
 from darkroom.workspace import Workspace
+from darkroom.yaml_text import parse_yaml
 from flows import report
 from flows.artifacts import human_size, never_fatal
 from flows.champion import directions, headline
@@ -268,7 +269,10 @@ def _assignments(chosen: argparse.Namespace) -> dict[str, Any] | None:
         key, equals, value = text.partition("=")
         if not (key and equals):
             raise InputError(f"--set {text}: expected KEY=VALUE, such as train.steps=2000")
-        params[key] = parse_yaml(value)
+        try:
+            params[key] = parse_yaml(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set {key}: its value is not YAML; expected KEY=VALUE, such as a.b=1") from None
     if params and not chosen.ref:
         raise InputError("--set needs --ref: a run with other parameters gets a workspace of its own; --ref HEAD, say")
     return params or None

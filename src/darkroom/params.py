@@ -1,22 +1,30 @@
 """`params.yaml` as frozen typed models, one per stage; what cannot work is refused here, before any work starts."""
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from darkroom.errors import InputError
-from darkroom.params_errors import CHECKSUM, DIGEST, error_lines, keys_of
+from darkroom.params_errors import CHECKSUM, DIGEST, error_lines, keys_of, shortened, shown
+from darkroom.yaml_text import parse_yaml
 
-Positive = Annotated[int, Field(ge=1)]
+_MOST = 10**9  # of what nothing else bounds: a number with too many zeros is a slip
+Positive = Annotated[int, Field(ge=1, le=_MOST)]
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+Above0 = Annotated[float, Field(gt=0, le=_MOST)]
+AtLeast0 = Annotated[float, Field(ge=0, le=_MOST)]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+Width = Annotated[int, Field(ge=1, le=65_536)]  # channels of a layer
+BatchSize = Annotated[int, Field(ge=1, le=2**20)]
 Digest = Annotated[str, Field(pattern=DIGEST)]  # sha256, or how it begins
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+_MAX_BYTES = 256 << 10  # of params.yaml
 BUILT_IN = ("digits", "photos")  # values of data.source that need no files
-NoiseLevel = Annotated[float, Field(ge=0)]  # sigma = sqrt((1 - alpha_bar) / alpha_bar)
+NoiseLevel = AtLeast0  # sigma = sqrt((1 - alpha_bar) / alpha_bar)
 
 
 class Group(BaseModel):
@@ -33,11 +41,11 @@ def _refuse(key: str, value: object, allowed: str) -> PydanticCustomError:
 class DataParams(Group):
     """prepare: which images, at which size, split how."""
 
-    source: str = Field(min_length=1)  # digits, photos, or a file, folder or s3:// URI of a form in docs/data.md
+    source: Text  # digits, photos, or a file, folder or s3:// URI of a form in docs/data.md
     checksum: Annotated[str, Field(pattern=CHECKSUM)] | None  # of a source that is one file
     image_size: Annotated[int, Field(ge=4, le=1024)]  # pixels, square
     channels: Literal[1, 3]
-    num_classes: Annotated[int, Field(ge=0)]  # 0: unlabelled
+    num_classes: Annotated[int, Field(ge=0, le=1_000_000)]  # 0: unlabelled
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None  # of each class, held out; None: the source's own split
     seed: Seed
 
@@ -59,14 +67,14 @@ class ValidateParams(Group):
 
     min_images_per_class: Positive
     max_constant_share: Fraction  # share of images of one single colour
-    max_undecodable: Annotated[int, Field(ge=0)]
-    max_in_both_splits: Annotated[int, Field(ge=0)]  # rows whose image is in train and in test
-    modes: Annotated[list[str], Field(min_length=1)] | None  # of the source images, by Pillow's name; None: any
+    max_undecodable: Count
+    max_in_both_splits: Count  # rows whose image is in train and in test
+    modes: Annotated[list[Text], Field(min_length=1)] | None  # of the source images, by Pillow's name; None: any
     near_duplicate_bits: Annotated[int, Field(ge=0, le=8)]  # of 64: perceptual hashes that differ in no more are close
     max_near_duplicate_share: Fraction
-    max_imbalance: Annotated[float, Field(ge=1)]  # a class's images over the average's, or the inverse
+    max_imbalance: Annotated[float, Field(ge=1, le=_MOST)]  # a class's images over the average's, or the inverse
     max_class_drift: Fraction  # total variation distance of the class shares from the accepted data set's
-    max_channel_drift: Annotated[float, Field(ge=0)]  # of means and deviations, in the accepted data set's deviations
+    max_channel_drift: Annotated[float, Field(ge=0, le=_MOST)]  # of means and deviations, in the accepted deviations
 
 
 class ReferenceParams(Group):
@@ -79,12 +87,12 @@ class ReferenceParams(Group):
     extractor: Literal["classifier", "inception"]  # whose features serve FID, KID, precision and recall
     inception_sha256: Digest  # of the file with InceptionV3's weights: its first 8 digits or more
     published_statistics: Digest | None  # sha256 of an npz with mu and sigma, which replace the reference's in FID
-    max_features: Annotated[int, Field(ge=100)]  # of training images kept for KID, precision, recall and near-copies
-    channels: Annotated[list[Positive], Field(min_length=1)]
-    features: Positive
+    max_features: Annotated[int, Field(ge=100, le=_MOST)]  # of training images kept for KID, precision, recall, copies
+    channels: Annotated[list[Width], Field(min_length=1, max_length=9)]
+    features: Width
     steps: Positive
-    batch_size: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
+    batch_size: BatchSize
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
     min_accuracy: Fraction  # on the held-out split; below it the stage fails
     seed: Seed
 
@@ -99,11 +107,11 @@ class ReferenceParams(Group):
 class UNetParams(Group):
     """The network (Ho 2020; Dhariwal & Nichol 2021): one entry of `channels` per resolution level."""
 
-    channels: Annotated[list[Positive], Field(min_length=1)]
-    num_res_blocks: Positive  # per level on the way down; one more on the way up
-    attention_resolutions: list[Positive]  # side lengths, in pixels
-    head_channels: Positive
-    norm_groups: Positive
+    channels: Annotated[list[Width], Field(min_length=1, max_length=9)]  # 1024 pixels halve eight times down to 4
+    num_res_blocks: Annotated[int, Field(ge=1, le=100)]  # per level on the way down; one more on the way up
+    attention_resolutions: Annotated[list[Positive], Field(max_length=9)]  # side lengths, in pixels
+    head_channels: Width
+    norm_groups: Width
     dropout: Annotated[float, Field(ge=0, lt=1)]
     time_conditioning: Literal["additive", "scale_shift"]
 
@@ -163,12 +171,12 @@ class TrainParams(Group):
     prediction: Literal["eps", "x_0", "v"]  # what the network predicts; eps is DDPM's
     loss_weighting: Literal["simple", "min_snr"]  # min_snr: Hang 2023, gamma = 5
     steps: Positive
-    batch_size: Positive
+    batch_size: BatchSize
     learning_rate: Annotated[float, Field(gt=0, le=1)]
-    lr_warmup_steps: Annotated[int, Field(ge=0)]
+    lr_warmup_steps: Count
     lr_decay: Literal["constant", "cosine"]
     weight_decay: Annotated[float, Field(ge=0, le=1)]
-    gradient_clip: Annotated[float, Field(gt=0)]
+    gradient_clip: Above0
     label_dropout: Annotated[float, Field(ge=0, lt=1)]
     horizontal_flip: bool
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
@@ -225,7 +233,7 @@ class SampleParams(DrawParams):
 
     ema: Literal["trained", "auto"]  # auto: the average of the snapshots, or the training's, that has the lowest FID
     num_images: Positive  # for each seed
-    batch_size: Positive
+    batch_size: BatchSize
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)]  # a set each; scores spread over them
 
     @model_validator(mode="after")
@@ -238,28 +246,28 @@ class SampleParams(DrawParams):
 class EvaluateParams(Group):
     """evaluate: what the metrics need to know."""
 
-    kid_subsets: Positive
-    kid_subset_size: Annotated[int, Field(ge=2)]
+    kid_subsets: Annotated[int, Field(ge=1, le=100_000)]
+    kid_subset_size: Annotated[Positive, Field(ge=2)]
     neighbours: Positive  # of precision and recall
 
 
 class GatePolicy(Group):
     """The ceilings and the margin that a challenger must meet; what concerns classes is asked where there are some."""
 
-    max_fid: Annotated[float, Field(gt=0)]  # of unguided samples
+    max_fid: Above0  # of unguided samples
     min_class_accuracy: Fraction  # of unguided samples
     min_guided_class_accuracy: Fraction  # at sample.guidance_scale
     min_worst_class_accuracy: Fraction  # of each class, at sample.guidance_scale
     max_near_copies: Fraction  # share of samples nearer to a training image than the nearest 1 % of held-out images
-    margin: Annotated[float, Field(ge=0)]  # standard errors by which a challenger may be worse than the champion
+    margin: Annotated[float, Field(ge=0, le=_MOST)]  # standard errors a challenger may be worse by than the champion
     retraining_scatter: Fraction  # deviation of FID over trainings that differ in their seed, as a share of FID
-    max_seconds_per_image: Annotated[float, Field(gt=0)]  # one image alone, where the model is promoted
+    max_seconds_per_image: Above0  # one image alone, where the model is promoted
 
 
 class RegistryParams(Group):
     """register and promote, which run outside DVC."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)
     gate: GatePolicy
 
 
@@ -311,35 +319,11 @@ class Params(Group):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (PyYAML takes 2e-4 for a string) and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f'key "{key}" appears twice', key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """The values of a YAML file as DVC reads them. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-
-
 def load_params(path: Path) -> Params:
     """Read and check `params.yaml`. Raises InputError with one line per mistake: file, key, value, what is allowed."""
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = parse_yaml(file.read(_MAX_BYTES + 1), _MAX_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -347,9 +331,9 @@ def load_params(path: Path) -> Params:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path.name}:{mark.line + 1}" if mark else path.name
-        raise InputError(f"{where}: {error.problem}") from None
+        raise InputError(f"{where}: {shortened(str(error.problem))}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path.name}: expected the groups {', '.join(keys_of(Params))}, found {content!r}")
+        raise InputError(f"{path.name}: expected the groups {', '.join(keys_of(Params))}, found {shown(content)}")
     try:
         return Params.model_validate(content)
     except ValidationError as error:

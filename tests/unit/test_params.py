@@ -1,4 +1,5 @@
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.errors import InputError
-from darkroom.params import load_params
+from darkroom.params import Params, load_params
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text()
@@ -154,3 +155,77 @@ def test_unlabelled_data_needs_no_more_than_that(tmp_path):
     pattern = "(?s)source: digits(.*?)num_classes: 10(.*?)label_dropout: 0.1(.*?)guidance_scale: 2.0"
     params = load(tmp_path, pattern, r"source: images\1num_classes: 0\2label_dropout: 0.0\3guidance_scale: 1.0")
     assert params.data.num_classes == 0
+
+
+ALIASES = "x0: &x0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"x{i}: &x{i} [{','.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "message"),
+    [
+        (r"\Z", ALIASES, r"params.yaml:\d+: more than 200000 values, aliases counted"),
+        (r"\Z", "deep: " + "[" * 20_000 + "]" * 20_000, r"params.yaml:\d+: more than 32 levels deep"),
+        (r"\Z", "# " + "x" * 300_000, "params.yaml: more than 262144 bytes"),
+        (r"\Z", "a: \0", r"params.yaml:\d+: character 0 is not allowed"),
+        (r"\Z", "? [a]\n: b", r"params.yaml:\d+: found unhashable key"),
+        (r"\Z", "long: " + "v" * 100_000, r"params.yaml: long = 'v+\.\.\.v+': unknown key; expected one of .*"),
+        (r"\Z", "hex: 0x" + "f" * 100_000, "params.yaml: hex = a number of thousands of digits: unknown key; .*"),
+        (r"\Z", "a: *" + "b" * 5000, r"params.yaml:\d+: found undefined alias 'b+…"),
+        (
+            "sampler: .*",
+            "sampler: 0x" + "f" * 9000,
+            "params.yaml: sample.sampler = a number of .*: expected ddpm .*",
+        ),
+        ("^  steps: 1400", "  steps: 1" + "0" * 23, "params.yaml: train.steps = 10{23}: expected at most 1000000000"),
+        ("num_images: 1797", f"num_images: {2**63}", f"params.yaml: sample.num_images = {2**63}: expected at most .*"),
+        (
+            "learning_rate: 3.0e-3",
+            "learning_rate: 1" + "0" * 400,
+            r"params.yaml: train.learning_rate = 10+\.\.\..*",
+        ),
+        (
+            r"(?s)(train:.*?)channels: \[32, 64\]",
+            r"\1channels: [" + "a," * 50_000 + "]",
+            r"params.yaml: train.model.channels = \['a', .* \.\.\.\]: expected at most 9 entries",
+        ),
+    ],
+)
+def test_a_file_that_means_harm_is_one_short_line_at_once(tmp_path, pattern, replacement, message):
+    start = time.process_time()
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, pattern, replacement)
+    assert re.fullmatch(message, str(caught.value))
+    assert len(str(caught.value)) < 400
+    assert time.process_time() - start < 10
+
+
+def test_mistakes_beyond_twenty_are_counted(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, r"\Z", "".join(f"key{i}: {i}\n" for i in range(5000)))
+    lines = str(caught.value).splitlines()
+    assert (len(lines), lines[-1]) == (21, "params.yaml: and 4980 mistakes more")
+
+
+def numbers(schema, definitions):
+    """Every number in a JSON schema, with its name."""
+    for name, value in schema.items():
+        if name == "$ref":
+            yield from numbers(definitions[value.split("/")[-1]], definitions)
+        elif isinstance(value, dict):
+            if value.get("type") in ("integer", "number"):
+                yield name, value
+            yield from numbers(value, definitions)
+        elif isinstance(value, list):
+            yield from (pair for item in value if isinstance(item, dict) for pair in numbers({name: item}, definitions))
+
+
+def test_every_number_has_two_bounds_that_64_bits_hold():
+    schema = Params.model_json_schema()
+    found = list(numbers(schema["properties"], schema["$defs"]))
+    assert len(found) > 40
+    for name, value in found:
+        low = value.get("minimum", value.get("exclusiveMinimum"))
+        high = value.get("maximum", value.get("exclusiveMaximum"))
+        assert "enum" in value or -(2**63) <= low <= high <= 2**63, name

@@ -11,9 +11,9 @@ from darkroom.errors import InputError
 from darkroom.evaluation.code import code_digest
 from darkroom.evaluation.protocol import ScoreRecord
 from darkroom.files import read_json
-from darkroom.params import parse_yaml
 from darkroom.training.posthoc import RECORD_FILE
 from darkroom.workspace import Workspace
+from darkroom.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from darkroom.diffusion.card import ModelCard

@@ -41,6 +41,7 @@ CODE = (
     "philox.py",
     "randomness.py",
     "serving",
+    "yaml_text.py",
 )
 
 

@@ -16,7 +16,6 @@ import yaml
 from darkroom.errors import StageFailed
 from darkroom.evaluation.protocol import ScoreRecord
 from darkroom.files import digest_bytes
-from darkroom.params import parse_yaml
 from darkroom.registry.aliases import NOT_THERE
 from darkroom.registry.dvc_config import parse_config
 from darkroom.registry.journal import Decision, decisions
@@ -42,6 +41,7 @@ from darkroom.registry.versions import (
     stored_scores,
 )
 from darkroom.workspace import Workspace
+from darkroom.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

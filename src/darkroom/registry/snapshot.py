@@ -21,9 +21,9 @@ import yaml
 
 from darkroom.errors import StageFailed
 from darkroom.files import digest_bytes
-from darkroom.params import parse_yaml
 from darkroom.registry.dvc_config import portable_config, write_config
 from darkroom.registry.tracking import first_line
+from darkroom.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
