@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from darkroom.errors import InputError
 
 if TYPE_CHECKING:
-    from darkroom.registry.checkout import CheckedOut
     from darkroom.workspace import Workspace
 
 Command = Callable[["Workspace", argparse.Namespace], int]
@@ -27,6 +26,9 @@ data and outputs from DVC's cache or remote. Afterwards `dvc repro` has nothing 
 It works in a checkout of the project, in a fresh clone, and in an empty directory with MLFLOW_TRACKING_URI alone.
 HEAD stays where it is: git shows the version's files as changes. Files with changes that exist nowhere else are listed
 and left alone unless --force is given.
+
+None of the version's code runs; the next `dvc repro`, `darkroom promote`, make target or flow here runs it. Data is
+fetched from remotes that this project names and from those that you agree to, asked on a terminal or by --trust-remote.
 """
 
 
@@ -54,6 +56,14 @@ def add_commands(add: Callable[[str, Command, str], argparse.ArgumentParser]) ->
     sub.description, sub.formatter_class = _CHECKOUT, argparse.RawDescriptionHelpFormatter
     sub.add_argument("uri", metavar="URI", help=_URI)
     sub.add_argument("--force", action="store_true", help="overwrite work that neither git nor DVC's cache holds")
+    sub.add_argument(
+        "--trust-remote",
+        dest="trusted",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="fetch from this remote of the version's though this project does not name it; may be repeated",
+    )
     sub.add_argument("--no-data", dest="data", action="store_false", help="leave data and outputs as they are")
     sub.set_defaults(anywhere=True)
 
@@ -220,36 +230,29 @@ def _score(workspace: "Workspace", options: argparse.Namespace) -> int:
 def _checkout(workspace: "Workspace", options: argparse.Namespace) -> int:
     from darkroom.registry.checkout import checkout
 
-    done = checkout(workspace, options.uri, force=options.force, data=options.data)
+    asking = sys.stdin.isatty() and sys.stderr.isatty() and not options.json
+    done = checkout(
+        workspace,
+        options.uri,
+        force=options.force,
+        data=options.data,
+        trusted=options.trusted,
+        agrees=_agrees if asking else lambda place: False,
+        tell=lambda notice: None if options.json else print(notice, flush=True),
+    )
     if options.json:
         _print_json(dataclasses.asdict(done))
     else:
-        _print_checkout(done)
+        from darkroom.registry.screen import checkout_lines
+
+        print(*checkout_lines(done), sep="\n")
     return DONE
 
 
-def _print_checkout(done: "CheckedOut") -> None:
-    print(f"{done.name} version {done.version} is in {done.root}")
-    removed = (
-        f", {len(done.removed)} removed that stages depend on and that were not there then" if done.removed else ""
-    )
-    print(f"  {done.files} project files: {len(done.written)} brought, the rest was as it was{removed}")
-    for name, url in done.remotes.items():
-        print(f"  DVC's remote {name!r} was added: {url}")
-    print("  outputs: left as they were" if done.outputs is None else f"  {done.outputs} outputs of the pipeline")
-    if done.head is not None:
-        print(f"  HEAD is unchanged: {done.head[:12]}")
-    if done.commit is not None and done.dirty:
-        print(f"  it was registered from {done.commit[:12]} with uncommitted changes, which these files contain")
-    elif done.commit is not None and done.head is not None and done.commit != done.head:
-        print(f"  the whole tree of its commit: git stash && git checkout {done.commit}")
-    if done.outputs is None:
-        print("`darkroom checkout` without --no-data, or `dvc pull`, brings the outputs")
-    elif not done.pending:
-        print("`dvc repro` has nothing to do")
-    else:
-        print(f"`dvc repro` would run {', '.join(done.pending)} again, because DVC finds:")
-        _print_lines("!", [f"{stage}: {what}" for stage, found in done.pending.items() for what in found], sys.stdout)
+def _agrees(place: str) -> bool:
+    question = f"The version takes data from {place}, which this project does not name. Fetch from it? [y/N] "
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _champion(workspace: "Workspace", command: str) -> str:

@@ -28,6 +28,8 @@ __all__ = ["empty_database"]  # a fixture
 Darkroom = Callable[..., tuple[int, str, str]]
 
 CHAMPION = "models:/digits/1"
+REMOTE = "s3://models/cache"
+TRUSTING = ("--trust-remote", REMOTE)
 NOT_BROUGHT = {"docs/index.md", "models/.gitignore", "reports/.gitignore", "reports/train/.gitignore"}
 
 
@@ -42,7 +44,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, empty_database: bytes) -> I
             for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):  # DVC wants files to be files
                 patch.setenv(name, str(tmp_path_factory.mktemp("aws") / "empty"))
                 Path(os.environ[name]).touch()
-            project = make_tracked(root, "s3://models/cache")
+            project = make_tracked(root, REMOTE)
             write_bytes(project.state / "mlflow.db", empty_database)
             register(project)
             dvc(root, "push")
@@ -117,7 +119,7 @@ def test_a_checkout_that_went_on_is_brought_back_from_its_own_cache(
 def test_a_fresh_clone_gets_the_remote_and_everything_from_it(source: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", str(source), str(clone))
-    command = [sys.executable, "-m", "darkroom", "checkout", CHAMPION]
+    command = [sys.executable, "-m", "darkroom", "checkout", CHAMPION, *TRUSTING]
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "`dvc repro` has nothing to do"
@@ -131,9 +133,10 @@ def test_a_fresh_clone_gets_the_remote_and_everything_from_it(source: Path, tmp_
 def test_an_empty_directory_becomes_the_project_without_git(source: Path, tmp_path: Path, darkroom: Darkroom) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    code, out, err = darkroom(empty, "checkout", CHAMPION, "--json")
+    code, out, err = darkroom(empty, "checkout", CHAMPION, "--json", *TRUSTING)
     assert code == 0, err
     told = json.loads(out)
+    assert "registered by" in told["notice"]
     assert (told["head"], told["pending"], told["outputs"], told["removed"]) == (None, {}, OUTPUTS, [])
     expected = {name: content for name, content in files_of(source).items() if name not in NOT_BROUGHT}
     assert len(expected) == len(files_of(source)) - len(NOT_BROUGHT)
@@ -158,7 +161,7 @@ def test_a_version_from_a_dirty_tree_has_its_files_as_they_were(
     register(project)
     empty = tmp_path / "empty"
     empty.mkdir()
-    done = checkout(Workspace(empty), CHAMPION)
+    done = checkout(Workspace(empty), CHAMPION, trusted=[REMOTE])
     assert (done.dirty, done.pending) == (True, {})
     assert (empty / "scripts/draw.py").read_text() == "never committed\n"
     assert (empty / "src/darkroom/data/augment.py").exists()
@@ -258,7 +261,7 @@ def test_outputs_that_are_nowhere_are_counted_and_named(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     empty = tmp_path / "empty"
     empty.mkdir()
-    code, _, err = darkroom(empty, "checkout", CHAMPION)
+    code, _, err = darkroom(empty, "checkout", CHAMPION, *TRUSTING)
     assert code == 1
     (line,) = err.splitlines()
     assert f"{OUTPUTS + 1} outputs are not in DVC's cache and remote 'storage' cannot be read" in line

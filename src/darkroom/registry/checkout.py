@@ -8,17 +8,19 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from darkroom.errors import InputError, StageFailed
 from darkroom.files import alone_in, sync_directory, write_text
-from darkroom.registry.dvc_config import amend, parse_config, portable_config
+from darkroom.params_errors import shortened
+from darkroom.registry.dvc_config import Config, amend
 from darkroom.registry.dvc_outputs import LOSS, bring_outputs, dvc, pending_stages, some, uncached_outputs
-from darkroom.registry.snapshot import CONFIG, LOCK, collect, fetch_snapshot, lock_stages
+from darkroom.registry.foreign import inspect, list_outputs
+from darkroom.registry.snapshot import LOCK, collect, fetch_snapshot, lock_stages
 from darkroom.registry.tracking import connect, current, tracking_uri, unavailable_is_one_line
-from darkroom.registry.versions import PROJECT_TAG, find_by_uri, run_of
+from darkroom.registry.versions import PROJECT_TAG, REGISTERED_BY_TAG, find_by_uri, run_of
 from darkroom.workspace import Workspace
 
 _STAGING = ".darkroom/checkout"  # in the project, not in its state: a rename must not leave the file system
@@ -35,61 +37,108 @@ class CheckedOut:
     written: list[str]  # those that were missing or different
     removed: list[str]  # those that stages depend on and that did not exist then
     remotes: dict[str, str]  # added to DVC's configuration: name -> URL
+    refused: list[str]  # places of the version's remotes that were not added, as nobody agreed to them
     outputs: int | None  # of the pipeline, all of them there; None without data
     commit: str | None  # that the version was registered from
     dirty: bool  # and whether the tree differed from it
+    registered_by: str | None
+    notice: str  # whose code it is, and what runs it
     head: str | None  # this checkout's commit, which stays; None outside git
     pending: dict[str, list[str]] = field(default_factory=dict)
 
 
-def checkout(workspace: Workspace, uri: str, *, force: bool = False, data: bool = True) -> CheckedOut:
+def checkout(
+    workspace: Workspace,
+    uri: str,
+    *,
+    force: bool = False,
+    data: bool = True,
+    trusted: Collection[str] = (),
+    agrees: Callable[[str], bool] = lambda place: False,
+    tell: Callable[[str], None] = lambda notice: None,
+) -> CheckedOut:
     """Make the directory what it was when a version was registered; afterwards `dvc repro` has nothing to do.
 
     The directory is a project or an empty one. Nothing is committed, and HEAD stays. `force` overwrites work that
-    neither git's HEAD nor DVC's cache holds; `data=False` leaves the outputs alone. Raises InputError if there is no
-    such version or if work would be lost, StageFailed if the snapshot is not there or was altered, if outputs are
-    neither in DVC's cache nor on its remote or if DVC fails, RegistryUnavailable if the server does not answer.
+    neither git's HEAD nor DVC's cache holds; `data=False` leaves the outputs alone. Data comes from where this user's
+    own configuration says, from `trusted` places and from those that `agrees`, asked with each other one, says yes to.
+    No code of the version runs; what runs it later is given to `tell` before anything is written.
+
+    Raises InputError if there is no such version, if work would be lost or if a place is not agreed to; StageFailed if
+    the snapshot is not there or was altered, if it holds what no project does (`foreign.inspect`), if outputs are
+    neither in DVC's cache nor on its remote or if DVC fails; RegistryUnavailable if the server does not answer.
     """
     root, tracking = workspace.root, tracking_uri(workspace)
     client = connect(workspace)
     with unavailable_is_one_line(tracking), current(tracking):
         version = find_by_uri(client, uri)
         digest = version.tags.get(PROJECT_TAG)
+        commit = version.tags.get("darkroom.git_commit")
         if digest is None:
             raise InputError(
                 f"{uri}: registered before versions kept their project; `darkroom register`, where its outputs are, "
-                "adds it"
-                + (f", or git checkout {commit}" if (commit := version.tags.get("darkroom.git_commit")) else "")
+                "adds it" + (f", or git checkout {commit}" if commit else "")
             )
         files = fetch_snapshot(client, run_of(version), digest)
     if LOCK not in files:
         raise InputError(f"{uri}: registered from a project without dvc.lock: there are no outputs to bring back")
-    config = files.pop(CONFIG, None)
-    changes = _plan(root, files)
+    offer = inspect(root, files)
+    changes = _plan(root, offer.files)
     if not force:
-        _refuse_loss(root, files, changes)
+        _refuse_loss(root, offer.files, changes)
+    refused = [place for place in offer.places if place not in trusted]
+    if data:
+        refused = _disagreed(uri, refused, agrees)
+    dirty = version.tags.get("darkroom.git_dirty") == "true"
+    registered_by = version.tags.get(REGISTERED_BY_TAG)
+    notice = _notice(f"{version.name} version {version.version}", registered_by, commit, dirty)
+    tell(notice)
     busy = StageFailed(f"{root}: another checkout is at work here; repeat this when it is done")
     with alone_in(root / _STAGING, busy):
-        _switch(root, files, changes)
-        remotes = _configure(root, config)
+        _switch(root, offer.files, changes)
+        remotes = _configure(root, offer.without(set(refused)))
         outputs, pending = None, {}
         if data:
-            outputs = bring_outputs(root, force)
+            outputs = bring_outputs(root, list_outputs(root), force)
             pending = pending_stages(root)
         _remove_staging(root)
     return CheckedOut(
         name=str(version.name),
         version=str(version.version),
         root=str(root),
-        files=len(files),
+        files=len(offer.files),
         written=changes.written,
         removed=changes.removed,
         remotes=remotes,
+        refused=refused,
         outputs=outputs,
-        commit=version.tags.get("darkroom.git_commit"),
-        dirty=version.tags.get("darkroom.git_dirty") == "true",
+        commit=commit,
+        dirty=dirty,
+        registered_by=registered_by,
+        notice=notice,
         head=_git(root, "rev-parse", "--verify", "--quiet", "HEAD"),
         pending=pending,
+    )
+
+
+def _disagreed(uri: str, places: list[str], agrees: Callable[[str], bool]) -> list[str]:
+    """Ask for each place. Raises InputError, naming them, unless the user agrees to all."""
+    if left := [place for place in places if not agrees(place)]:
+        options = " ".join(f"--trust-remote '{place}'" for place in left)
+        raise InputError(
+            f"{uri} takes data from {some(left)}, which this project's own configuration does not name; {options} "
+            "agrees to that, --no-data leaves it; nothing was written"
+        )
+    return []
+
+
+def _notice(name: str, registered_by: str | None, commit: str | None, dirty: bool) -> str:
+    by = f" by {shortened(registered_by)}" if registered_by else ""
+    at = f" from commit {shortened(commit)[:12]}" if commit else ""
+    at += " with uncommitted changes" if dirty else ""
+    return (
+        f"{name} was registered{by}{at}; this command runs none of its code, but the next `dvc repro`, `darkroom "
+        "promote`, `make` target or flow in this directory does, and serving it does anywhere"
     )
 
 
@@ -186,21 +235,17 @@ def _initialise(root: Path) -> None:
     dvc(root, "init", "--quiet", *how)
 
 
-def _configure(root: Path, config: bytes | None) -> dict[str, str]:
-    """Add the remotes that this checkout does not know: to what git tracks where there is no git, else beside it."""
-    if config is None:
-        return {}
-    wanted, known = parse_config(config.decode()), portable_config(root)
+def _configure(root: Path, added: Config) -> dict[str, str]:
+    """Add remotes that this checkout does not know: to what git tracks where there is no git, else beside it."""
     local = _git(root, "rev-parse", "--git-dir") is not None
     path = root / ".dvc" / ("config.local" if local else "config")
-    added = {name: values for name, values in wanted.items() if name != "core" and name not in known}
-    core = {key: value for key, value in wanted.get("core", {}).items() if key not in known.get("core", {})}
     if local:
-        core = {key: value for key, value in core.items() if key == "remote"}
-    if added or core:
+        core = {key: value for key, value in added.get("core", {}).items() if key == "remote"}
+        added = {name: values for name, values in (added | {"core": core}).items() if values}
+    if added:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         with _private() if local else contextlib.nullcontext():
-            write_text(path, amend(text, added | ({"core": core} if core else {})))
+            write_text(path, amend(text, added))
     return {name.partition('"')[2].rstrip('"'): values["url"] for name, values in added.items() if "url" in values}
 
 

@@ -5,12 +5,16 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from darkroom.errors import InputError
+from darkroom.errors import InputError, StageFailed
+from darkroom.params_errors import shown
 from darkroom.registry.tracking import first_line
 
-_KEPT_KEYS = {"url", "endpointurl", "region", "profile", "version_aware"}  # of a remote
+_FILE = ".dvc/config"
+_KEPT_KEYS = {"url", "endpointurl", "region", "version_aware"}  # of a remote
 _KEPT_LOCAL_KEYS = {"url", "endpointurl", "region"}  # of a remote in this machine's own configuration
-_DROPPED_CORE_KEYS = {"no_scm", "site_cache_dir"}  # true of one machine or checkout
+_KEPT_CORE_KEYS = {"remote", "analytics", "check_update"}
+_SCHEMES = {"s3", "gs", "azure", "oss", "http", "https", "webdav", "webdavs", "ssh", "hdfs", "webhdfs", "gdrive"}
+_VALUE = re.compile(r"""([^"'#%,$\\`]|%[0-9A-Fa-f]{2})+""")  # without what a configuration file gives a meaning
 _REMOTE = re.compile(r"""'?remote "(?P<name>[^"]+)"'?""")  # a section, as DVC writes it and as git would
 
 Config = dict[str, dict[str, str]]  # section -> key -> value; a remote's section is `remote "NAME"`
@@ -27,10 +31,50 @@ def portable_config(root: Path) -> Config:
                 found[section] = found.get(section, {}) | {
                     key: _place(value, root) if key in ("url", "endpointurl") else value for key, value in taken.items()
                 }
-    core = {key: value for key, value in shared.get("core", {}).items() if key not in _DROPPED_CORE_KEYS}
+    core = {key: value for key, value in shared.get("core", {}).items() if key in _KEPT_CORE_KEYS}
     default = core.get("remote") or local.get("core", {}).get("remote")
     core |= {"remote": default} if default else {}
     return {name: values for name, values in sorted({"core": core, **found}.items()) if values}
+
+
+def offered_config(content: bytes) -> Config:
+    """What of a version's configuration is taken over: the keys that `portable_config` keeps.
+
+    Raises StageFailed for what it never writes: other sections and keys of a remote (one may name a command), values
+    that would become more than a value, places that are neither absolute nor a URL of a kind that DVC moves data with.
+    """
+    try:
+        config = parse_config(content.decode())
+    except (ValueError, configparser.Error) as error:
+        raise StageFailed(f"the version's {_FILE} cannot be read: {first_line(error)}") from None
+    found: Config = {}
+    for section, values in config.items():
+        remote = _REMOTE.fullmatch(section)
+        allowed = _KEPT_KEYS if remote else _KEPT_CORE_KEYS
+        foreign = sorted(values.keys() - allowed - {"profile"}) if remote else []  # earlier versions have profiles
+        if foreign or not (section == "core" or (remote and re.fullmatch(r"\w[\w .-]*", remote["name"], re.ASCII))):
+            raise StageFailed(
+                f"the version's {_FILE} sets {shown(' '.join([section, *foreign]))}, which no version has"
+            )
+        found[section] = {key: value for key, value in values.items() if key in allowed}
+        for key, value in found[section].items():
+            if not _VALUE.fullmatch(value) or not value.isprintable() or not _leads_to_data(key, value):
+                raise StageFailed(f"the version's {_FILE} sets {section} {key} = {shown(value)}, which no version has")
+    return {section: values for section, values in found.items() if values}
+
+
+def _leads_to_data(key: str, value: str) -> bool:
+    scheme, separator, rest = value.partition("://")
+    if key == "endpointurl":
+        return scheme in ("http", "https") and not rest.startswith("-")
+    if key == "url":
+        return (scheme in _SCHEMES and not rest.startswith("-")) if separator else value.startswith("/")
+    return True
+
+
+def place_of(values: dict[str, str]) -> str:
+    """Where a remote is, in one word: its URL and, where it is not the usual one, the server behind it."""
+    return ",".join(values[key] for key in ("url", "endpointurl") if key in values)
 
 
 def _place(url: str, root: Path) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import InputError, StageFailed
+from darkroom.params_errors import shortened
+from darkroom.registry import dvc_reading
 from darkroom.registry.dvc_config import portable_config
 from darkroom.registry.snapshot import LOCK, lock_stages
 
@@ -28,22 +30,27 @@ def uncached_outputs(root: Path) -> list[str]:
     return sorted(str(name) for kind in ("modified", "added") for name in changed.get(kind, []))
 
 
-def bring_outputs(root: Path, force: bool) -> int:
+def bring_outputs(root: Path, listed: list[dict[str, Any]], force: bool) -> int:
     """Fetch what the cache lacks, then put every output in place; return how many there are.
 
-    Raises StageFailed, naming them, if outputs are neither in the cache nor on the remote: nothing on disk has changed
-    then. Raises InputError if an output on disk exists nowhere else, unless `force` is given.
+    `listed` are the outputs as `foreign.list_outputs` found them in order; DVC fetches none that is not listed. Raises
+    StageFailed, naming them, if outputs are neither in the cache nor on the remote: nothing on disk has changed then.
+    Raises InputError if an output on disk exists nowhere else, unless `force` is given.
     """
     missing = _not_in_cache(root)
     if missing:
         remote = portable_config(root).get("core", {}).get("remote")
-        done = _run(root, "fetch") if remote else None
-        missing = _not_in_cache(root)
+        error = next((entry["error"] for entry in listed if entry["error"]), None)
+        paths = [entry["path"] for entry in listed if entry["files"] is not None]
+        if remote and paths and not error:
+            done = _run(root, "fetch", *paths)
+            error = _last_error(done) if done.returncode != 0 else None
+            missing = _not_in_cache(root)
         if missing:
             if remote is None:
                 where = "and there is no remote; `dvc remote add --default NAME URL` names one"
-            elif done is not None and done.returncode != 0:
-                where = f"and remote {remote!r} cannot be read: {_last_error(done)}"
+            elif error:
+                where = f"and remote {remote!r} cannot be read: {error}"
             else:
                 where = f"nor on remote {remote!r}; `dvc push`, where the version was made, brings them there"
             raise StageFailed(
@@ -97,10 +104,25 @@ def dvc(root: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def reading(root: Path, what: str, seconds: float | None = None) -> Any:
+    """What `dvc_reading` prints in `root`. Raises StageFailed if DVC cannot read the pipeline, or not in that time."""
+    try:
+        done = _python(root, str(Path(dvc_reading.__file__)), what, seconds=seconds)
+    except subprocess.TimeoutExpired:
+        raise StageFailed(f"DVC needs more than {seconds:.0f} s to read the pipeline") from None
+    if done.returncode != 0:
+        raise StageFailed(f"DVC cannot read the pipeline: {shortened(_last_error(done))}")
+    return json.loads(done.stdout)
+
+
 def _run(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return _python(root, "-m", "dvc", *arguments)
+
+
+def _python(root: Path, *arguments: str, seconds: float | None = None) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-P", "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-P", *arguments]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=seconds)
 
 
 def _last_error(done: "subprocess.CompletedProcess[str]") -> str:

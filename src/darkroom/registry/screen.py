@@ -1,10 +1,11 @@
-"""A version's provenance, and a comparison of two, as lines of text: one screen, at most 100 columns."""
+"""A version's provenance, a comparison of two and a checkout as lines of text: one screen, at most 100 columns."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from darkroom.evaluation.protocol import Estimate, Protocol, ScoreRecord, SetScore
 from darkroom.files import digest_json
+from darkroom.registry.checkout import CheckedOut
 from darkroom.registry.compare import Comparison, Figure, Side
 from darkroom.registry.journal import Decision
 from darkroom.registry.provenance import Provenance
@@ -212,3 +213,31 @@ def _compared(figure: Figure) -> str:
     margin = "" if figure.margin is None else f"{figure.margin:.2g}"
     note = {True: "  beyond", False: "  within", None: ""}[figure.beyond]
     return f"  {title:<{_LABEL + 14}}{mine:>20}{theirs:>20}{figure.difference:>+12.3g}{margin:>9}{note}"
+
+
+def checkout_lines(done: CheckedOut) -> list[str]:
+    """What a checkout did."""
+    removed = (
+        f", {len(done.removed)} removed that stages depend on and that were not there then" if done.removed else ""
+    )
+    lines = [
+        f"{done.name} version {done.version} is in {done.root}",
+        f"  {done.files} project files: {len(done.written)} brought, the rest was as it was{removed}",
+        *(f"  DVC's remote {name!r} was added: {url}" for name, url in done.remotes.items()),
+        *(f"  its data is also on {place}; --trust-remote '{place}' fetches from there" for place in done.refused),
+        "  outputs: left as they were" if done.outputs is None else f"  {done.outputs} outputs of the pipeline",
+    ]
+    if done.head is not None:
+        lines.append(f"  HEAD is unchanged: {done.head[:12]}")
+    if done.commit is not None and done.dirty:
+        lines.append(f"  it was registered from {done.commit[:12]} with uncommitted changes, which these files contain")
+    elif done.commit is not None and done.head is not None and done.commit != done.head:
+        lines.append(f"  the whole tree of its commit: git stash && git checkout {done.commit}")
+    if done.outputs is None:
+        lines.append("`darkroom checkout` without --no-data, or `dvc pull`, brings the outputs")
+    elif not done.pending:
+        lines.append("`dvc repro` has nothing to do")
+    else:
+        lines.append(f"`dvc repro` would run {', '.join(done.pending)} again, because DVC finds:")
+        lines += [f"  ! {stage}: {what}" for stage, found in done.pending.items() for what in found]
+    return lines

@@ -3,7 +3,7 @@
 A version's snapshot makes it independent of git: it holds a tree with uncommitted changes as it was, and a directory
 that never saw git can be filled from it. The archive is deterministic (sorted, no times, not compressed), so one
 project has one digest, whatever the machine. No credentials get into it: of DVC's configuration it takes the keys that
-say where the remotes are.
+say where the remotes are. What is written and what is taken from somebody else's obey one rule (`belongs`).
 """
 
 import io
@@ -46,8 +46,13 @@ FILES = (
 )
 DIRECTORIES = ("src/darkroom", "flows", "expectations")
 _SKIPPED = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".git", ".dvc"}
+_DOT_FILES = (".gitkeep", ".gitignore", ".dvcignore")
+_BY_ITSELF = re.compile(  # what Python, pip or DVC reads without being asked, wherever it lies
+    r"(site|user)customize(\..*)?|(site|dist)-packages|pyvenv\.cfg|__pycache__|.*\.(pyc|egg-info|dist-info|egg-link)|"
+    r"dvc\.(yaml|lock)",
+    re.IGNORECASE,
+)
 _RAW = "data/raw"
-_IN_RAW = (".gitkeep", ".gitignore", ".dvcignore")  # beside *.dvc
 _ARTIFACTS = "project"  # the directory of snapshots in a run: a training that is scored anew has several
 _MAX_FILE = 16 << 20  # bytes of a dependency that is still taken for code
 _MAX_TOTAL = 256 << 20  # bytes of a snapshot that is unpacked
@@ -70,8 +75,9 @@ def collect(root: Path) -> list[str]:
         names.update(_files_below(root, directory))
     names.update(_raw_files(root))
     names.update(path.relative_to(root).as_posix() for place in (root, root / "data") for path in place.glob("*.dvc"))
-    names.update(_dependencies(root))
-    return sorted(name for name in names if (root / name).is_file())
+    places = dependencies((root / LOCK).read_bytes()) if (root / LOCK).is_file() else []
+    names.update(_files_of(root, places))
+    return sorted(name for name in names if (root / name).is_file() and belongs(name, places))
 
 
 def _files_below(root: Path, directory: str) -> Iterator[str]:
@@ -88,34 +94,69 @@ def _raw_files(root: Path) -> Iterator[str]:
         there = set(files)
         inner[:] = [name for name in inner if f"{name}.dvc" not in there]
         for name in files:
-            if name.endswith(".dvc") or name in _IN_RAW:
+            if name.endswith(".dvc") or name in _DOT_FILES:
                 yield (Path(place) / name).relative_to(root).as_posix()
 
 
-def _dependencies(root: Path) -> Iterator[str]:
-    """Files that stages depend on, are no outputs and lie elsewhere. A large one is data, and data is DVC's."""
-    stages = lock_stages((root / LOCK).read_bytes()).values() if (root / LOCK).is_file() else []
-    outputs = {str(out["path"]) for stage in stages for out in stage.get("outs", [])}
-    for path in {str(dependency["path"]) for stage in stages for dependency in stage.get("deps", [])} - outputs:
-        parts = PurePosixPath(path).parts
-        if "://" in path or path.startswith(("/", f"{_RAW}/")) or path == _RAW or ".." in parts:
-            continue
-        if any(path.startswith(f"{output}/") for output in outputs):
-            continue
-        for name in [path] if (root / path).is_file() else _files_below(root, path):
+def _files_of(root: Path, places: list[str]) -> Iterator[str]:
+    """The files of dependencies. A large one is data, and data is DVC's."""
+    for place in places:
+        for name in [place] if (root / place).is_file() else _files_below(root, place):
             if (root / name).is_file() and (root / name).stat().st_size <= _MAX_FILE:
                 yield name
             else:
                 _logger.warning("%s: larger than %s MiB, not kept with the version", name, _MAX_FILE >> 20)
 
 
+def dependencies(lock: bytes) -> list[str]:
+    """What the stages of a `dvc.lock` depend on that is neither an output nor raw data: files and directories."""
+    stages = lock_stages(lock).values()
+    outputs = {out["path"] for stage in stages for out in stage.get("outs", [])}
+    paths = {dependency["path"] for stage in stages for dependency in stage.get("deps", [])} - outputs
+    return sorted(
+        path
+        for path in paths
+        if "://" not in path
+        and not path.startswith(("/", f"{_RAW}/"))
+        and path != _RAW
+        and ".." not in PurePosixPath(path).parts
+        and not any(path.startswith(f"{output}/") for output in outputs)
+    )
+
+
+def belongs(name: str, places: list[str]) -> bool:
+    """Whether a file of this name is of a project whose stages depend on `places`: the rule for writing and reading."""
+    if name in FILES or name == CONFIG:
+        return True
+    file = PurePosixPath(name)
+    if name.lower().endswith(".dvc"):
+        return is_ordinary(name[:-4]) and (str(file.parent) in (".", "data") or name.startswith(f"{_RAW}/"))
+    if name.startswith(f"{_RAW}/"):
+        return is_ordinary(name) and file.name in _DOT_FILES
+    return is_ordinary(name) and any(name == place or name.startswith(f"{place}/") for place in (*DIRECTORIES, *places))
+
+
+def is_ordinary(path: str) -> bool:
+    """Whether a path stays in the project, is no file of DVC's, and nothing that a tool reads without being asked.
+
+    Beside the package, `src` holds nothing: it is on the import path of whoever installed the project as editable.
+    """
+    parts = path.split("/")
+    dots = [part for part in parts if part.startswith(".")]
+    hidden = dots and not (dots == parts[-1:] and parts[-1] in _DOT_FILES)
+    imported = parts[0].lower() == "src" and parts[:2] != ["src", "darkroom"]
+    read = any(_BY_ITSELF.fullmatch(part) for part in parts) or parts[-1].lower().endswith(".dvc")
+    return all(parts) and path.isprintable() and not re.search(r"[\\:]", path) and not (hidden or imported or read)
+
+
 def lock_stages(content: bytes) -> dict[str, dict[str, Any]]:
-    """The stages of a `dvc.lock`; empty if it cannot be read."""
+    """The stages of a `dvc.lock`; empty if it cannot be read or is none."""
     try:
-        stages = parse_yaml(content.decode())["stages"]
-    except (ValueError, KeyError, TypeError, yaml.YAMLError):
+        stages: dict[str, dict[str, Any]] = parse_yaml(content.decode())["stages"]
+        entries = [entry for stage in stages.values() for entry in (*stage.get("deps", []), *stage.get("outs", []))]
+        return stages if all(isinstance(entry["path"], str) for entry in entries) else {}
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return {}
-    return stages if isinstance(stages, dict) else {}
 
 
 def pack(files: dict[str, bytes]) -> bytes:

@@ -50,7 +50,6 @@ def test_places_are_kept_and_secrets_are_not(tmp_path: Path) -> None:
         'remote "shared"': {
             "url": "s3://bucket/cache",
             "region": "eu-central-1",
-            "profile": "team",
             "version_aware": "true",
             "endpointurl": "http://user@minio.example.org:9000",
         },
