@@ -109,9 +109,9 @@ def reading(root: Path, what: str, seconds: float | None = None) -> Any:
     try:
         done = _python(root, str(Path(dvc_reading.__file__)), what, seconds=seconds)
     except subprocess.TimeoutExpired:
-        raise StageFailed(f"DVC needs more than {seconds:.0f} s to read the pipeline") from None
+        raise StageFailed(f"DVC needs more than {seconds:.0f} s to read the version's pipeline") from None
     if done.returncode != 0:
-        raise StageFailed(f"DVC cannot read the pipeline: {shortened(_last_error(done))}")
+        raise StageFailed(f"DVC cannot read the version's pipeline: {shortened(_last_error(done))}")
     return json.loads(done.stdout)
 
 

@@ -38,7 +38,7 @@ class Offer:
         dropped = {f'remote "{values["remote"]}"' for values in [left.get("core", {})] if "remote" in values}
         if dropped & (self.config.keys() - left.keys()):
             left["core"] = {key: value for key, value in left["core"].items() if key != "remote"}
-        return left
+        return {name: values for name, values in left.items() if values}
 
 
 def inspect(root: Path, brought: dict[str, bytes]) -> Offer:
@@ -95,7 +95,7 @@ def _check_entry(root: Path, entry: dict[str, Any]) -> None:
     if entry["kind"] == "output":
         if not entry["local"] or not is_ordinary(path) or _in_environment(root, path):
             raise StageFailed(f"{where} writes {shown(path)}, which is no place for an output; nothing was written")
-        _check_listing(root, path, [("", entry["digest"]), *entry["files"]])
+        _check_listing(root, path, [(None, entry["digest"]), *entry["files"]])
 
 
 def list_outputs(root: Path) -> list[dict[str, Any]]:
@@ -110,17 +110,17 @@ def list_outputs(root: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _check_listing(root: Path, path: str, files: list[tuple[str, str | None]]) -> None:
-    """Raise StageFailed if files of the output at `path`, each a name in it and a digest, lie or lead elsewhere.
+def _check_listing(root: Path, path: str, files: list[tuple[str | None, str | None]]) -> None:
+    """Raise StageFailed if files of the output at `path` lie elsewhere, or their digests, which are paths in the cache.
 
-    A digest is a path in DVC's cache.
+    Each file is its name in the output, None for the output itself, and its digest.
     """
     for name, digest in files:
-        parts = name.split("/") if name else []
+        parts = [] if name is None else name.split("/")
         inside = not any(part in ("", ".", "..") or "\0" in part or part.lower() == ".git" for part in parts)
-        if not inside or _in_environment(root, f"{path}/{name}") or not (digest is None or _DIGEST.fullmatch(digest)):
-            shape = shown(f"{path}/{name}" if name else path)
-            raise StageFailed(f"output {shape} of the version, digest {shown(digest)}, is none that DVC makes")
+        file = "/".join([path, *parts])
+        if not inside or _in_environment(root, file) or not (digest is None or _DIGEST.fullmatch(digest)):
+            raise StageFailed(f"output {shown(file)} of the version, digest {shown(digest)}, is none that DVC makes")
 
 
 def _in_environment(root: Path, name: str) -> bool:
