@@ -133,6 +133,9 @@ def test_a_version_that_would_run_or_write_elsewhere_is_refused_before_anything_
     message: str,
 ) -> None:
     marker = place.parent / "ran"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # with them nobody asks for others
+        monkeypatch.delenv(name)
 
     def with_marker(files: dict[str, bytes]) -> None:
         files["marker"] = str(marker).encode()

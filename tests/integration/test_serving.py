@@ -15,6 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import pytest
+from fastapi.testclient import TestClient
+from mlflow.pyfunc import scoring_server
 from PIL import Image
 
 from darkroom.registry.promotion import register
@@ -97,7 +101,7 @@ def _check_labelled(service: str) -> None:
 
     status, answer = post(service, {"dataframe_split": {"columns": ["class_label"], "data": [[3], [12]]}})
     assert status == 400
-    assert "class label 12: expected 0 to 9" in answer["message"]
+    assert "class_label = 12 in row 1: expected 0 to 9" in answer["message"]
     status, answer = post(service, {"dataframe_split": split, "params": {"guidance": 2}})
     assert status == 400
     assert "unknown parameter 'guidance': expected guidance_scale, sampler, steps, seed" in answer["message"]
@@ -118,10 +122,6 @@ def _check_labelled(service: str) -> None:
 
 def test_a_service_without_classes_draws_an_image_for_each_row(workspace: Workspace) -> None:
     """MLflow's application itself, in this process: what a server of its own adds is tested above."""
-    import mlflow
-    from fastapi.testclient import TestClient
-    from mlflow.pyfunc import scoring_server
-
     make_unlabelled(workspace.root)
     write_model(workspace, 1)
     write_score(workspace, accuracy=None, guided_accuracy=None, guidance_scale=1.0)
@@ -152,3 +152,86 @@ def test_a_service_without_classes_draws_an_image_for_each_row(workspace: Worksp
         ):
             status, answer = post(address, body)
             assert status == 400, answer
+
+
+def split(*rows: Any, columns: tuple[str, ...] = ("class_label",), **more: Any) -> dict[str, Any]:
+    return {"dataframe_split": {"columns": list(columns), "data": [[row] for row in rows]}, **more}
+
+
+LABELS, SEEDS = "expected 0 to 9 (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)", "expected 0 to 2**63 - 1"
+NO_LABELS = [
+    *(
+        (value, f"class_label = {value!r} in row 0: {LABELS}")
+        for value in (3.5, 3.0, "3", True, -1, 10, 2**63, -(2**63))
+    ),
+    *((value, f"class_label = {value!r} in row 0: {LABELS}") for value in ([1], {"a": 1}, "", float("inf"))),
+    *((value, f"class_label is missing in row 0: {LABELS}") for value in (None, float("nan"))),
+    (10**30, f"class_label = {10**30} in row 0: {LABELS}"),
+    ("x" * 100_000, "class_label = 'xxx"),
+]
+MALFORMED: list[tuple[Any, str]] = [  # a body and what the answer says
+    *((split(value), words) for value, words in NO_LABELS),
+    *((split(0, value), words.replace("row 0", "row 1")) for value, words in NO_LABELS if not isinstance(value, float)),
+    *((split(0, params={"seed": value}), f"seed = {value}: {SEEDS}") for value in (-1, 2**63, 10**30)),
+    *((split(0, params={"seed": value}), "seed") for value in (3.5, "3", True, [1], {}, float("nan"), None)),
+    *((split(0, params={"steps": value}), "steps") for value in (0, 3.5, "3", True, [1], None, 2**63, 10**30)),
+    *((split(0, params={"guidance_scale": value}), "guidance_scale") for value in ("2", True, None, [1], 1e300)),
+    *((split(0, params={"sampler": value}), "sampler") for value in (3, None, ["ddim"], "x" * 1000)),
+    *((split(0, params=value), "Parameters must be a dictionary") for value in (3, "x", [1])),
+    *(({"dataframe_records": [{"class_label": 1, "seed": value}]}, "seed") for value in (3.5, "3", True, 2**63, [1])),
+    *(({"inputs": {"class_label": [value]}}, "class_label") for value in (3.5, "3", True, None, 2**63, [1])),
+    *(({"instances": [{"class_label": value}]}, "class_label") for value in (3.5, "3", True, 2**63, [1])),
+    ({"dataframe_records": [{"class_label": 3}, {"seed": 1}]}, "class_label"),
+    ({"dataframe_records": {}}, "must be a list of records"),
+    ({"dataframe_records": 3}, "must be a list of records"),
+    ({"dataframe_split": 3}, "must be a dictionary"),
+    ({"dataframe_split": {}}, "must have 'data' field"),
+    ({"dataframe_split": {"columns": ["class_label"]}}, "must have 'data' field"),
+    ({"dataframe_split": {"columns": [], "data": []}}, "class_label"),
+    ({"dataframe_split": {"data": [[3]]}}, "class_label"),
+    ({"dataframe_split": {"columns": ["class_label"], "data": [[1, 2], [3]]}}, "1 columns passed"),
+    ({"dataframe_split": {"columns": ["class_label", "class_label"], "data": [[1, 2]]}}, "class_label"),
+    ({"dataframe_split": {"columns": [["class_label"]], "data": [[1]]}}, "class_label"),
+    ({"inputs": 3}, "class_label"),
+    ({"inputs": [3, 4]}, "class_label"),
+    ({"instances": [3, 4]}, "class_label"),
+    ({"instances": [[[3]]]}, "class_label"),
+    ({"messages": []}, "class_label"),
+    ({"dataframe_split": {}, "inputs": {}}, "exactly one of the input fields"),
+    ({}, "exactly one of the input fields"),
+    ([], "Received a list"),
+    (3, "unexpected input type"),
+    (None, "unexpected input type"),
+    (b"not json", "valid JSON"),
+    (b"", "valid JSON"),
+    (b'"\xff"', "valid JSON"),
+]
+
+
+@pytest.fixture
+def client(workspace: Workspace) -> Iterator[TestClient]:
+    """MLflow's application itself around the registered model, in this process."""
+    register(workspace)
+    (package,) = (workspace.state / "artifacts" / "models").glob("*/artifacts")
+    application = scoring_server.init(mlflow.pyfunc.load_model(str(package)))
+    with TestClient(application, raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_every_malformed_body_is_refused_by_name(client: TestClient) -> None:
+    wrong = []
+    for body, words in MALFORMED:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        answer = client.post("/invocations", content=content, headers={"Content-Type": "application/json"})
+        message = answer.json()["message"] if answer.status_code == 400 else ""
+        if answer.status_code != 400 or words not in message or "Traceback" in answer.text or len(message) > 2000:
+            wrong.append((content[:100], answer.status_code, answer.text[:300]))
+    assert wrong == [], "\n".join(map(str, wrong))
+    assert client.post("/invocations", json=split(3, 9)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/json; charset=latin-1", "application/octet-stream"]
+)
+def test_another_content_type_is_refused(client: TestClient, content_type: str) -> None:
+    assert client.post("/invocations", content=b"{}", headers={"Content-Type": content_type}).status_code == 415

@@ -55,12 +55,18 @@ def signature(classes: list[str], sample: SampleParams) -> "ModelSignature":
 
     A column `seed` may come with the labels. Without classes it is the only one, and MLflow has no schema for rows
     without columns: given one, it loses them. So there is none, and MLflow hands on what it is given.
+
+    The columns' type is "any": MLflow's server casts to any other before the model sees a value, 3.5 and "3" to the
+    label 3, true to 1, 2**63 to a negative number. The model itself refuses what is no whole number.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
 
+    whatever = AnyType()  # type: ignore[no-untyped-call]
+    columns = Schema([ColSpec(whatever, "class_label"), ColSpec(whatever, "seed", required=False)])
     return ModelSignature(
-        inputs=Schema([ColSpec("long", "class_label"), ColSpec("long", "seed", required=False)]) if classes else None,
+        inputs=columns if classes else None,
         outputs=Schema([ColSpec("string", "png")]),
         params=ParamSchema(
             [

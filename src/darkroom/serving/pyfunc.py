@@ -10,11 +10,13 @@ the model's own requirements.
 import base64
 import inspect
 import io
+import math
 import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
@@ -26,11 +28,13 @@ from darkroom.device import choose_device
 from darkroom.diffusion.model import DRAW_FILE, DiffusionModel, read_draw_params
 from darkroom.diffusion.samplers import network_evaluations
 from darkroom.errors import InputError
+from darkroom.params_errors import shown
 from darkroom.serving.limits import Limits
 
 ARTIFACT = "model"  # the directory with ema.safetensors and model.json
 LABEL, SEED = "class_label", "seed"  # columns
 OUTPUT = "png"
+_SEEDS = "0 to 2**63 - 1"
 PARAMS = ("guidance_scale", "sampler", "steps", "seed")
 
 
@@ -79,7 +83,11 @@ class ImageGenerator(PythonModel):
                 raise InputError(f"parameter {missing[0]!r} is missing")
             _check_rows(model_input)
             self.limits.check_images(len(model_input))
-            labels = _integers(model_input, LABEL) if classes else torch.zeros(len(model_input), dtype=torch.int64)
+            if classes:
+                named = f"0 to {len(classes) - 1} ({', '.join(classes[:20])})"
+                labels = _integers(model_input, LABEL, len(classes), named)
+            else:
+                labels = torch.zeros(len(model_input), dtype=torch.int64)
             seed = _seed(model_input, params["seed"], given="seed" in asked_params)
             settings = self.measured.with_sampler(params["sampler"]).changed(
                 steps=params["steps"], guidance_scale=params["guidance_scale"]
@@ -116,7 +124,7 @@ def _check_names(kind: str, given: Any, allowed: tuple[str, ...]) -> None:
             expected = ", ".join(allowed)
             if kind == "column" and LABEL not in allowed:
                 expected += " or none, as this model has no classes: one row for each image"
-            raise InputError(f"unknown {kind} {name!r}: expected {expected}")
+            raise InputError(f"unknown {kind} {shown(name)}: expected {expected}")
         if names.count(name) > 1:
             raise InputError(f"{kind} {name!r} is there twice")
 
@@ -126,31 +134,33 @@ def _check_rows(model_input: Any) -> None:
         raise InputError(f"input of type {type(model_input).__name__}: expected a data frame with a row for each image")
 
 
-def _seed(model_input: pd.DataFrame, param: int, *, given: bool) -> int | torch.Tensor:
+def _seed(model_input: pd.DataFrame, param: Any, *, given: bool) -> int | torch.Tensor:
     """The parameter, or int64 (N,) of the column where there is one."""
     if SEED in model_input:
         if given:
             raise InputError("seed is a column and a parameter: expected one of them")
-        seeds = _integers(model_input, SEED)
-        if len(negative := (seeds < 0).nonzero()):
-            row = int(negative[0])
-            raise InputError(f"seed = {int(seeds[row])} in row {row}: expected 0 to 2**63 - 1")
-        return seeds
-    if not 0 <= param < 1 << 63:
-        raise InputError(f"seed = {param}: expected 0 to 2**63 - 1")
-    return param
+        return _integers(model_input, SEED, 1 << 63, _SEEDS)
+    if not _is_integer(param) or not 0 <= param < 1 << 63:
+        raise InputError(f"seed = {shown(param)}: expected {_SEEDS}")
+    return int(param)
 
 
-def _integers(model_input: pd.DataFrame, name: str) -> torch.Tensor:
-    """A column as int64 (N,). Ranges are for others to check."""
+def _integers(model_input: pd.DataFrame, name: str, below: int, allowed: str) -> torch.Tensor:
+    """A column of whole numbers from 0 as int64 (N,). 3.5, 3.0, "3" and true are none, though they can be cast."""
     if name not in model_input:
         raise InputError(f"column {name!r} is missing")
-    column = model_input[name]
-    if column.isna().any():
-        raise InputError(f"{name} is missing in row {int(column.isna().to_numpy().argmax())}")
-    if len(column) and not pd.api.types.is_signed_integer_dtype(column):
-        raise InputError(f"{name} has type {column.dtype}: expected integers below 2**63")
-    return torch.from_numpy(column.to_numpy(dtype="int64", copy=True))
+    values = list(model_input[name])
+    for row, value in enumerate(values):  # first: one that is missing makes floats of the others
+        if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+            raise InputError(f"{name} is missing in row {row}: expected {allowed}")
+    for row, value in enumerate(values):
+        if not _is_integer(value) or not 0 <= value < below:
+            raise InputError(f"{name} = {shown(value)} in row {row}: expected {allowed}")
+    return torch.tensor([int(value) for value in values], dtype=torch.int64)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _png(image: torch.Tensor) -> str:
