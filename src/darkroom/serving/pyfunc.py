@@ -12,6 +12,7 @@ import inspect
 import io
 import math
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -52,6 +53,7 @@ class ImageGenerator(PythonModel):
         request (`serving.limits`). Raises InputError for damaged files and for values of these that cannot be.
         """
         directory = Path(context.artifacts[ARTIFACT])
+        self._drawing = threading.Lock()  # a server predicts in threads, and a network on a GPU is for one at a time
         self.limits = Limits.from_environment()
         self.model = DiffusionModel.load(directory, choose_device())
         settings = read_draw_params(directory)
@@ -95,7 +97,8 @@ class ImageGenerator(PythonModel):
             self.model.check_request(labels, settings)
             evaluations = network_evaluations(settings.sampler, settings.steps)
             self.limits.check_work(len(labels), evaluations, guided=settings.guidance_scale not in (0, 1))
-            images = self.model.draw(labels, settings, seed=seed)
+            with self._drawing:
+                images = self.model.draw(labels, settings, seed=seed)
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         return pd.DataFrame({OUTPUT: [_png(image) for image in images]}, index=model_input.index, dtype=object)
