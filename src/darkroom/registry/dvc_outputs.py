@@ -43,7 +43,7 @@ def bring_outputs(root: Path, listed: list[dict[str, Any]], force: bool) -> int:
         error = next((entry["error"] for entry in listed if entry["error"]), None)
         paths = [entry["path"] for entry in listed if entry["files"] is not None]
         if remote and paths and not error:
-            done = _run(root, "fetch", *paths)
+            done = _run(root, "fetch", "--", *paths)  # an output may be called --x
             error = _last_error(done) if done.returncode != 0 else None
             missing = _not_in_cache(root)
         if missing:
