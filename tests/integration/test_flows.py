@@ -49,6 +49,7 @@ def test_a_prefect_server_that_does_not_answer_is_named_in_one_line(dvc_project:
     [
         (["--set", "train.steps=7"], "--set needs --ref"),
         (["--ref", "HEAD", "--set", "train.steps"], "expected KEY=VALUE, such as train.steps=2000"),
+        (["--ref", "HEAD", "--set", "train.steps=["], "--set train.steps: its value is not YAML"),
     ],
 )
 def test_a_parameter_without_a_workspace_or_a_value_is_refused(
