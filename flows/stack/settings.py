@@ -21,10 +21,13 @@ class StackSettings:
     @classmethod
     def load(cls, root: Path) -> "StackSettings":
         """Raises InputError for a file that is missing or not made of lines KEY=VALUE."""
-        values = read_env(root / "stack.env")
-        if os.environ.get("AWS_ENDPOINT_URL"):  # another S3, with credentials of its own: a profile, a role
+        values, given = read_env(root / "stack.env"), dict(os.environ)
+        own = f"http://{HOST}:{given.get('S3_PORT') or values.get('S3_PORT')}"
+        if given.get("AWS_ENDPOINT_URL") == own:  # from `client.env`, which this shell has read
+            del given["AWS_ENDPOINT_URL"]
+        if given.get("AWS_ENDPOINT_URL"):  # another S3, with credentials of its own: a profile, a role
             values = {name: value for name, value in values.items() if not name.startswith("AWS_")}
-        return cls(root, Workspace(root).state.resolve(), values | os.environ)
+        return cls(root, Workspace(root).state.resolve(), values | given)
 
     @property
     def directory(self) -> Path:

@@ -46,8 +46,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: the last line resolves it
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable):  # if not, the next line's refuses it
+            if isinstance(key, Hashable):  # if not, the last line refuses it
                 if key in seen:
                     raise yaml.MarkedYAMLError(None, None, f'key "{key}" appears twice', key_node.start_mark)
                 seen.add(key)

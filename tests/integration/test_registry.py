@@ -350,6 +350,7 @@ def test_a_champion_with_another_protocol_is_scored_again_and_not_compared(works
             "min_worst_class_accuracy": 0.0,
             "max_near_copies": 1.0,
             "margin": 1e6,
+            "retraining_scatter": 0.0,
             "max_seconds_per_image": 100.0,
         },
     )

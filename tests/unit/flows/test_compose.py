@@ -190,6 +190,13 @@ def test_the_environment_wins_over_stack_env(monkeypatch: pytest.MonkeyPatch) ->
     assert os.environ["PREFECT_PORT"] == "http"
 
 
+def test_a_shell_that_has_read_the_stacks_own_address_still_starts_its_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", StackSettings.load(ROOT).url("S3_PORT"))
+    settings = StackSettings.load(ROOT)
+    assert "AWS_ENDPOINT_URL" not in settings.values
+    assert settings["AWS_ACCESS_KEY_ID"] == "darkroom"
+
+
 def test_another_s3_comes_with_its_own_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
