@@ -191,6 +191,7 @@ def test_the_environment_wins_over_stack_env(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_shell_that_has_read_the_stacks_own_address_still_starts_its_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", StackSettings.load(ROOT).url("S3_PORT"))
     settings = StackSettings.load(ROOT)
     assert "AWS_ENDPOINT_URL" not in settings.values
