@@ -29,11 +29,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from darkroom.errors import InputError, Interrupted, StageFailed
+from darkroom.stages.following import LAUNCHER, end_after
 from darkroom.stages.runner import BAD_INPUT, DONE, FAILED, INTERRUPTED, STOPPED, outcome
 from darkroom.training.distributed import RankLost
 from darkroom.workspace import Workspace
 
-_LAUNCHER = "DARKROOM_LAUNCHER"  # in the environment of a rank: the process id of the stage that started it
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where the launcher looks for what a rank has to say
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ENDED = (STOPPED, -signal.SIGTERM, -signal.SIGINT)  # how a process ends that is told to and has nothing to save
@@ -43,7 +43,7 @@ Run = Callable[[Workspace], None]
 
 def on_ranks(run: Run, name: str) -> int:
     """Run a stage here, or on as many processes as the environment asks for; returns its exit code, like `outcome`."""
-    if _LAUNCHER in os.environ:
+    if LAUNCHER in os.environ:
         return _as_rank(run, name)
 
     def run_or_start(workspace: Workspace) -> None:
@@ -85,7 +85,7 @@ def start_ranks(count: int) -> None:
         arguments = _parsed([*options, *command, *sys.argv[1:]])
         # A share of the threads that one process would have; more would only get in each other's way.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
-        os.environ[_LAUNCHER] = str(os.getpid())
+        os.environ[LAUNCHER] = str(os.getpid())
         if "LOGLEVEL" not in os.environ:
             stack.callback(logging.disable, logging.root.manager.disable)
             logging.disable(logging.CRITICAL)
@@ -206,8 +206,11 @@ def _tell(error: BaseException) -> None:
 
 
 def _die_with_launcher() -> None:
-    """Have the kernel (Linux) end this rank when its launcher dies in a way that cannot be noticed, by SIGKILL say."""
+    """End this rank when its launcher dies in a way that cannot be noticed, by SIGKILL say: on Linux by the kernel."""
+    launcher = int(os.environ[LAUNCHER])
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(os.environ[_LAUNCHER]):  # it died before
+    elif psutil.pid_exists(launcher):
+        end_after([psutil.Process(launcher)], signal.SIGKILL)
+    if os.getppid() != launcher:  # it died before
         os.kill(os.getpid(), signal.SIGKILL)

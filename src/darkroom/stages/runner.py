@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from darkroom.errors import InputError, Interrupted, StageFailed
+from darkroom.stages.following import follow
 from darkroom.workspace import Workspace
 
 _DISK = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
@@ -26,11 +27,16 @@ def main(run: Callable[[Workspace], None], *, ranks: bool = False) -> None:
     # A stage that has nothing to save ends like Ctrl-C on SIGTERM too: outputs are only ever renamed into place.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     name = os.environ.get("DVC_STAGE", Path(sys.argv[0]).stem)
+
+    def run_below_dvc(workspace: Workspace) -> None:
+        follow()
+        run(workspace)
+
     if ranks:
         from darkroom.stages.launch import on_ranks
 
-        sys.exit(on_ranks(run, name))
-    sys.exit(outcome(run, name))
+        sys.exit(on_ranks(run_below_dvc, name))
+    sys.exit(outcome(run_below_dvc, name))
 
 
 def outcome(run: Callable[[Workspace], None], name: str, say: Callable[[str], None] | None = None) -> int:

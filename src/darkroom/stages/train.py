@@ -16,6 +16,7 @@ from darkroom.progress import progress
 from darkroom.registry.mirror import S3Mirror
 from darkroom.registry.runs import PRECISION_TAG, TrainingLog
 from darkroom.stages import environment
+from darkroom.stages.following import wait_for_ending
 from darkroom.stages.runner import main
 from darkroom.training import checkpoints, outputs
 from darkroom.training.distributed import Ranks, joined, rank_device
@@ -69,6 +70,7 @@ def _train_and_report(job: _Job, device: torch.device, ranks: Ranks) -> None:
     settings, history = job.params.train, History(job.directory / "history.jsonl")
     mirror = S3Mirror.from_environment(job.fingerprint)
     shown = progress("training", settings.steps, "steps", waiting_for(device))
+    wait_for_ending(job.directory / "lock")
     with shown as advance, checkpoints.locked(job.directory):
         if mirror:
             mirror.pull(job.directory)
