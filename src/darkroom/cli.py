@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from darkroom import __version__, cli_data, cli_registry
+from darkroom.disk import disk_error, sentence
 from darkroom.errors import InputError, Interrupted, StageFailed
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ def _outcome(command: Callable[["Workspace", argparse.Namespace], int], options:
         return _fail(error, getattr(error, "exit_code", FAILED))
     except KeyboardInterrupt:
         return _fail("interrupted; everything is as it was", 130)
+    except Exception as error:
+        if (found := disk_error(error)) is None:
+            raise
+        return _fail(sentence(found), FAILED)
 
 
 def _fail(message: object, code: int) -> int:

@@ -11,18 +11,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from darkroom.disk import disk_error
+
 _CHUNK = 1 << 20
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success sync it and rename it over `path`, on any error remove it."""
+    """Give a temporary path beside `path`; on success sync it and rename it over `path`, on any error remove it.
+
+    Raises OSError, which names `path`, when the disk takes no more, whatever a library makes of that.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with _naming(path, temporary):
+            yield temporary
         # mkstemp makes private files; outputs get what the umask grants, as if they had been opened plainly.
         umask = os.umask(0)
         os.umask(umask)
@@ -40,7 +46,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     """Give an empty directory beside `path`; on success sync its files and put it in `path`'s place.
 
     On any error, Ctrl-C included, it is removed and `path` is what it was. What a killed process left is removed by the
-    next: a directory in use is locked by its process.
+    next: a directory in use is locked by its process. Raises OSError for a full disk, as `replacing` does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}."
@@ -52,7 +58,8 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         new, old = temporary / "new", temporary / "old"
         new.mkdir()  # with the permissions that the umask grants; mkdtemp's own are private
-        yield new
+        with _naming(path, temporary):
+            yield new
         for file in new.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -69,6 +76,19 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Raise what the disk says as an OSError that names `path`: writing to an open file, or a library, names none."""
+    try:
+        yield
+    except Exception as error:
+        found = disk_error(error)
+        if found is None:
+            raise
+        elsewhere = found.filename is not None and not Path(found.filename).is_relative_to(temporary)
+        raise OSError(found.errno, found.strerror, found.filename if elsewhere else str(path)) from error
 
 
 @contextmanager

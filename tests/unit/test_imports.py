@@ -18,6 +18,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 # A package may import those before it and, within a line, not each other.
 LAYERS = (
+    ("disk",),
     ("errors", "files", "philox", "yaml_text"),
     ("params_errors",),
     ("randomness", "params", "device", "progress"),
@@ -40,7 +41,7 @@ FORBIDDEN_IN_CORE = {"dvc", "prefect", "mlflow", "great_expectations", "boto3", 
 # MLflow. A change here must not invalidate a week of training, so stages do not declare them.
 LOOK_ON = {"__init__", "errors", "files", "params", "workspace", "progress", "device", "stages.runner", "stages.launch"}
 LOOK_ON |= {"params_errors", "yaml_text", "registry", "registry.mirror", "registry.runs", "registry.tracking", "stages"}
-LOOK_ON |= {"stages.following"}
+LOOK_ON |= {"stages.following", "disk"}
 LOOK_ON |= {"arithmetic"}  # what is fast on a machine, like its device, is no part of what it trains
 LOOK_ON |= {"stages.environment", "registry.extractor_weights"}  # what that fetches is known by its digest
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
 
-from darkroom.errors import InputError
+from darkroom.errors import InputError, StageFailed
 from darkroom.params import Params
 from darkroom.registry.tracking import (
     RegistryUnavailable,
@@ -265,7 +265,7 @@ class TrainingLog:
         self._warned = True
         uri = tracking_uri(self._workspace)
         reason = str(error)
-        if not isinstance(error, RegistryUnavailable):
+        if not isinstance(error, StageFailed):
             reason = f"MLflow at {shown(uri)}: {without_password(first_line(error), uri)}"
         _logger.warning(
             "%s; training goes on, and `darkroom register` will complete the run from reports/train",

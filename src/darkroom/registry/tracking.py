@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from darkroom.disk import database_problem, disk_error
 from darkroom.errors import StageFailed
 from darkroom.registry import database
 from darkroom.workspace import Workspace
@@ -58,8 +59,9 @@ def import_mlflow() -> ModuleType:
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     import mlflow
 
-    for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
+    for chatty in ("alembic", "mlflow.tracking"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints each error with its traceback, too
     return mlflow
 
 
@@ -96,7 +98,10 @@ def connect(workspace: Workspace) -> "MlflowClient":
 
 @contextlib.contextmanager
 def unavailable_is_one_line(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises when a server or database fails, or refuses this user, into RegistryUnavailable."""
+    """Turn what MLflow raises when a server or database fails, or refuses this user, into RegistryUnavailable.
+
+    A full disk here or a damaged database does not get better by trying again: StageFailed.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -105,7 +110,18 @@ def unavailable_is_one_line(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         if why := _refused(error):
             raise RegistryRefused(f"MLflow at {shown(uri)}{why}") from None
+        if problem := _problem_here(error, uri):
+            raise StageFailed(f"MLflow: {problem}") from None
         raise RegistryUnavailable(f"MLflow at {shown(uri)}: {without_password(first_line(error), uri)}") from None
+
+
+def _problem_here(error: BaseException, uri: str) -> str | None:
+    """What is wrong with this machine's disk or with the database file, if it is that."""
+    if uri.startswith("sqlite:///") and (problem := database_problem(error, uri.removeprefix("sqlite:///"))):
+        return problem
+    if found := disk_error(error):
+        return f"{found.filename or shown(uri)} cannot be written or read: {found.strerror}; mend that and repeat this"
+    return None
 
 
 def _refused(error: BaseException) -> str | None:

@@ -1,6 +1,5 @@
 """What every stage shares: the exit code that says how it ended, and one clear line instead of a traceback."""
 
-import errno
 import logging
 import os
 import signal
@@ -8,11 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from darkroom.disk import disk_error, sentence
 from darkroom.errors import InputError, Interrupted, StageFailed
 from darkroom.stages.following import follow
 from darkroom.workspace import Workspace
-
-_DISK = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, STOPPED = 0, 1, 2, 75, 130
 
@@ -53,15 +51,15 @@ def outcome(run: Callable[[Workspace], None], name: str, say: Callable[[str], No
     except (StageFailed, FloatingPointError) as error:  # the second is a network's that returned NaN
         say(str(error))
         return FAILED
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        say(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}; nothing half-written is left")
-        return FAILED
     except Interrupted as error:
         say(str(error))
         return INTERRUPTED
     except KeyboardInterrupt:
         say("interrupted; nothing half-written is left")
         return STOPPED
+    except Exception as error:
+        if (found := disk_error(error)) is None:
+            raise
+        say(sentence(found))
+        return FAILED
     return DONE

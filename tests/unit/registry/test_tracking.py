@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.registry.tracking import artifact_root, tracking_uri
+from darkroom.errors import StageFailed
+from darkroom.registry.tracking import RegistryUnavailable, artifact_root, connect, tracking_uri
 from darkroom.workspace import Workspace
 
 
@@ -50,3 +51,13 @@ def test_a_server_chooses_its_own_artifact_root_unless_told(tmp_path: Path, monk
     assert artifact_root(workspace) is None
     monkeypatch.setenv("DARKROOM_ARTIFACT_ROOT", "s3://bucket/prefix")
     assert artifact_root(workspace) == "s3://bucket/prefix"
+
+
+def test_a_damaged_database_is_a_failure_not_something_to_try_again(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.state.mkdir()
+    (workspace.state / "mlflow.db").write_bytes(b"garbage" * 10_000)
+    with pytest.raises(StageFailed, match=r"mlflow\.db is damaged .*put a backup in its place") as raised:
+        connect(workspace)
+    assert not isinstance(raised.value, RegistryUnavailable)
+    assert "\n" not in str(raised.value)
