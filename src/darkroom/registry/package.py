@@ -33,6 +33,7 @@ CODE = (
     "arithmetic.py",
     "device.py",
     "diffusion",
+    "disk.py",
     "errors.py",
     "files.py",
     "nets",
