@@ -1,5 +1,8 @@
 """Who holds DVC's locks: to say whom a stage waits for, and to clear what a process left that is gone.
 
+DVC writes `rwlock` and `dvc.lock` in place, so a kill at that moment leaves them empty or cut short, and every later
+command of DVC would end with that.
+
 DVC has two: the repository's, which ends with its process, and `rwlock`, a file that says which process reads and
 writes which paths. An entry of a killed process stays there; DVC removes it once that process id is free, but takes
 any process that has got the same id since (in a container, ids are few) for the holder.
@@ -10,12 +13,14 @@ import fcntl
 import itertools
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 _BLOCKER = re.compile(r"  \(PID (?P<pid>\d+)\): (?P<command>.*)")
 _PROGRAM = re.compile(r"^.*?dvc(?:/__main__\.py)? ")
@@ -75,6 +80,35 @@ def clear_unreadable(root: Path) -> bool:
             path.unlink()
             return True
     return False
+
+
+def mend_lock_file(root: Path) -> str | None:
+    """Put the committed `dvc.lock` in the place of one that was cut short, or none; a line that says so, else None.
+
+    DVC finds the outputs of stages that are in neither in its cache. A merge that is not finished is left alone, and
+    so is a lock that a DVC at work may be writing.
+    """
+    path = root / "dvc.lock"
+    with contextlib.suppress(OSError), (root / ".dvc" / "tmp" / "lock").open("a+") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        content = path.read_bytes()
+        if _is_whole(content) or b"<<<<<<<" in content:
+            return None
+        path.rename(root / ".dvc" / "tmp" / "dvc.lock.cut-short")
+        committed = subprocess.run(["git", "show", "HEAD:./dvc.lock"], cwd=root, capture_output=True).stdout
+        if _is_whole(committed):
+            path.write_bytes(committed)
+            return "dvc.lock was cut short by a kill: the committed one is back"
+        return "dvc.lock was cut short by a kill: a new one is made"
+    return None
+
+
+def _is_whole(content: bytes) -> bool:
+    try:
+        stages = yaml.safe_load(content)["stages"]
+        return all("cmd" in stage for stage in stages.values())
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        return False
 
 
 def repository_holder(root: Path) -> int | None:

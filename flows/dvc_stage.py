@@ -54,6 +54,7 @@ def stage_order(root: Path) -> list[str]:
     from dvc.repo import Repo
     from dvc.repo.reproduce import get_active_graph, plan_repro
 
+    dvc_locks.mend_lock_file(root)
     try:
         with contextlib.closing(Repo(str(root))) as repo:
             order = [stage for stage in plan_repro(get_active_graph(repo.index.graph)) if stage.cmd]
@@ -99,6 +100,8 @@ def run_stage(
             patience.wait_for([])
         elif dvc_locks.rwlock_is_unreadable(ended.lines) and dvc_locks.clear_unreadable(root):
             log("WARNING: removed .dvc/tmp/rwlock, which a process had left half-written")
+        elif mended := dvc_locks.mend_lock_file(root):
+            log(f"WARNING: {mended}")
         else:
             raise failure(stage, ended.code, ended.lines)
     outcome = classify(stage, ended.lines)

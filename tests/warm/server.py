@@ -143,6 +143,10 @@ def run(flags: list[str]) -> int:
     added = [] if "-I" in options else [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.path[:] = [*([] if options & {"-I", "-P"} else [first]), *added, *sys.path]
     sys.argv = [kind or name, *arguments]
+    if kind == "-m" and "TESTS_KILL" in os.environ:
+        import file_trace
+
+        file_trace.install(name)
     try:
         if kind == "-m":
             runpy.run_module(name, run_name="__main__", alter_sys=True)

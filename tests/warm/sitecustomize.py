@@ -15,3 +15,8 @@ if _path and "-m" in sys.orig_argv:
         import warm_client
 
         warm_client.run(_path, sys.orig_argv[1:])
+
+if "TESTS_KILL" in os.environ and "-m" in sys.orig_argv:
+    import file_trace
+
+    file_trace.install(sys.orig_argv[sys.orig_argv.index("-m") + 1])

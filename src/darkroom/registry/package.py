@@ -35,6 +35,7 @@ CODE = (
     "diffusion",
     "disk.py",
     "errors.py",
+    "disk.py",
     "files.py",
     "nets",
     "params.py",
