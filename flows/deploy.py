@@ -6,28 +6,24 @@ and the deployments of `prefect.yaml`. PREFECT_API_URL says where; DARKROOM_POOL
 
 import contextlib
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darkroom.errors import InputError, StageFailed
 from darkroom.files import digest_bytes, digest_tree, read_json
 from darkroom.workspace import Workspace
+from flows.automations import set_automations
 from flows.processes import run
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.events.schemas.automations import AutomationCore
 
 POOLS = ("process", "docker", "kubernetes")
 _PACKAGES = {"docker": "prefect_docker", "kubernetes": "prefect_kubernetes"}
-_BEATS = 3  # without one of them a run is taken for dead
-_NEVER_STARTED = timedelta(minutes=30)  # an image may have to be pulled
-_PREFIX = "darkroom: "
 
 
 def main() -> int:
@@ -39,7 +35,7 @@ def main() -> int:
             for line in (
                 set_pool(client, pool, workspace.root / "flows" / "pools" / f"{pool}.json"),
                 set_limit(client, os.environ.get("DARKROOM_GPU_LIMIT") or "gpu", count_gpus() or 1),
-                *set_automations(client, os.environ.get("DARKROOM_WEBHOOK")),
+                *set_automations(client, pool, timedelta(seconds=heartbeat()), os.environ.get("DARKROOM_WEBHOOK")),
                 *deploy(client, workspace.root, pool),
                 *look_at_leases(client),
             ):
@@ -150,112 +146,6 @@ def count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def set_automations(client: "SyncPrefectClient", webhook: str | None) -> list[str]:
-    """Mark runs that died as Crashed, and tell the webhook of them if there is one: the run itself no longer can."""
-    wanted = [_crash_without_heartbeat(timedelta(seconds=_BEATS * heartbeat())), _crash_never_started()]
-    if webhook:
-        wanted.append(_tell_of_crashes(client, webhook))
-    lines = [_set_automation(client, automation) for automation in wanted]
-    for stale in client.read_automations():
-        if stale.name.startswith(_PREFIX) and stale.name not in {automation.name for automation in wanted}:
-            client.delete_automation(stale.id)
-            lines.append(f"automation {stale.name}: deleted")
-    return lines
-
-
-def _set_automation(client: "SyncPrefectClient", wanted: "AutomationCore") -> str:
-    found = client.read_automations_by_name(wanted.name)
-    for double in found[1:]:
-        client.delete_automation(double.id)
-    if not found:
-        client.create_automation(wanted)
-        return f"automation {wanted.name}: created"
-    if _content(found[0]) == _content(wanted):
-        return f"automation {wanted.name}: as it was"
-    client.update_automation(found[0].id, wanted)
-    return f"automation {wanted.name}: updated"
-
-
-def _content(automation: "AutomationCore") -> dict[str, Any]:
-    content = automation.model_dump(mode="json", include={"name", "description", "enabled", "trigger", "actions"})
-    return {**content, "trigger": _without_ids(content["trigger"])}
-
-
-def _without_ids(value: Any) -> Any:
-    """The same, without the identifiers that each trigger gets, and with sets in one order."""
-    if isinstance(value, dict):
-        return {name: _without_ids(inner) for name, inner in value.items() if name != "id"}
-    return sorted(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
-
-
-def _crash_without_heartbeat(within: timedelta) -> "AutomationCore":
-    """For a machine that is gone. States have names of their own here, so any event of the run counts as life."""
-    return _crash(
-        "no heartbeat",
-        after="prefect.flow-run.heartbeat",
-        within=within,
-        message=f"No sign of life for {within.total_seconds():.0f} s: its machine or its worker is gone.",
-    )
-
-
-def _crash_never_started() -> "AutomationCore":
-    """For a worker that died between taking a run and starting it."""
-    return _crash(
-        "never started",
-        after="prefect.flow-run.Pending",
-        within=_NEVER_STARTED,
-        message=f"Taken by a worker but not started within {_NEVER_STARTED.total_seconds() / 60:.0f} minutes.",
-    )
-
-
-def _crash(name: str, *, after: str, within: timedelta, message: str) -> "AutomationCore":
-    from prefect.client.schemas.objects import StateType
-    from prefect.events.actions import ChangeFlowRunState
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-    from prefect.events.schemas.events import ResourceSpecification
-
-    return AutomationCore(
-        name=_PREFIX + name,
-        description=message,
-        trigger=EventTrigger(
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            for_each={"prefect.resource.id"},
-            after={after},
-            expect={"prefect.flow-run.*"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=within,
-        ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
-    )
-
-
-def _tell_of_crashes(client: "SyncPrefectClient", webhook: str) -> "AutomationCore":
-    from prefect.blocks.webhook import Webhook
-    from prefect.events.actions import CallWebhook
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-    from prefect.events.schemas.events import ResourceSpecification
-
-    block = Webhook(method="POST", url=webhook, headers={"Content-Type": "application/json"})
-    identifier = block.save("darkroom-webhook", overwrite=True)
-    run = {"name": "{{ flow_run.name }}", "id": "{{ flow_run.id }}", "url": "{{ flow_run|ui_url }}"}
-    text = "Darkroom: {{ flow_run.name }} crashed\n{{ flow_run|ui_url }}"
-    payload = json.dumps({"event": "crashed", "text": text, "run": run})
-    return AutomationCore(
-        name=_PREFIX + "tell of crashes",
-        description="Calls DARKROOM_WEBHOOK for a run that was marked Crashed.",
-        trigger=EventTrigger(
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            for_each={"prefect.resource.id"},
-            expect={"prefect.flow-run.Crashed"},
-            posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),
-        ),
-        actions=[CallWebhook(block_document_id=identifier, payload=payload)],
-    )
 
 
 def deploy(client: "SyncPrefectClient", root: Path, pool: str) -> list[str]:
