@@ -35,7 +35,6 @@ CODE = (
     "diffusion",
     "disk.py",
     "errors.py",
-    "disk.py",
     "files.py",
     "nets",
     "params.py",
