@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from darkroom.errors import InputError
 from darkroom.params import Params, load_params
+from darkroom.training.ema import decay_at
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text()
@@ -122,6 +123,26 @@ def test_what_cannot_work_is_refused_with_key_value_and_what_is_allowed(tmp_path
     with pytest.raises(InputError) as caught:
         load(tmp_path, pattern, replacement)
     assert message in str(caught.value)
+
+
+def test_a_decay_that_the_warm_up_never_reaches_is_warned_of(tmp_path):
+    assert load(tmp_path).train.warnings() == [], "the default acts"
+    (warning,) = load(tmp_path, "ema_decay: 0.99 ", "ema_decay: 0.995 ").train.warnings()
+    reached = 1401 / 1410
+    assert decay_at(1400, 0.9999) == decay_at(1400, 0.995) == reached
+    assert warning.startswith("train.ema_decay = 0.995: is never used")
+    assert f"{reached:.4f} after 1400 steps" in warning
+    for recipe in sorted((ROOT / "params").glob("*.yaml")):
+        assert load_params(recipe).train.warnings() == [], recipe
+
+
+def test_an_average_is_chosen_only_where_there_are_snapshots(tmp_path):
+    allowed = "train.ema_snapshots = 0, so there is nothing to choose from"
+    text = (ROOT / "params.yaml").read_text()
+    text = text.replace("ema: trained", "ema: auto").replace("ema_snapshots: 4", "ema_snapshots: 0")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(InputError, match=f"sample.ema = 'auto': {allowed}"):
+        load_params(tmp_path / "params.yaml")
 
 
 def test_one_typo_is_one_line(tmp_path):

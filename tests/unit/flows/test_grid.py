@@ -87,3 +87,10 @@ def test_values_that_do_not_fit_together_are_named() -> None:
     with pytest.raises(InputError, match=r"sample.steps = 2000.*\(sample.steps=2000\)"):
         check(REPOSITORY, combinations({"sample.steps": [10, 2000]}, 50))
     check(REPOSITORY, combinations({"sample.steps": [10, 20], "train.steps": [10]}, 50))
+
+
+def test_a_sweep_over_decays_that_the_warm_up_never_reaches_is_a_sweep_over_nothing() -> None:
+    found = check(REPOSITORY, combinations({"train.ema_decay": [0.9, 0.995, 0.999], "train.steps": [1000]}, 50))
+    assert [line.partition(":")[0] for line in found] == ["train.ema_decay = 0.995", "train.ema_decay = 0.999"]
+    assert "ends at 0.9911 after 1000 steps" in found[0]
+    assert found[0].endswith("(train.ema_decay=0.995, train.steps=1000)")
