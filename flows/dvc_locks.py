@@ -104,11 +104,15 @@ def mend_lock_file(root: Path) -> str | None:
 
 
 def _is_whole(content: bytes) -> bool:
+    """Whether DVC takes it for a lock file."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
     try:
-        stages = yaml.safe_load(content)["stages"]
-        return all("cmd" in stage for stage in stages.values())
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(content))
+    except (yaml.YAMLError, UnicodeDecodeError, Invalid):
         return False
+    return True
 
 
 def repository_holder(root: Path) -> int | None:

@@ -312,6 +312,34 @@ def test_a_lock_that_dvc_cannot_read_is_removed(quick: Path) -> None:
     assert any("half-written" in line for line in lines)
 
 
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("left", [0, 40])
+def test_a_lock_file_that_was_cut_short_is_mended_and_nothing_runs_again(
+    quick: Path, committed: bool, left: int
+) -> None:
+    run_stage(quick, "quick")
+    whole = (quick / "dvc.lock").read_bytes()
+    if committed:
+        for command in (["git", "add", "-A"], ["git", "commit", "-qm", "done"]):
+            subprocess.run(command, cwd=quick, check=True)
+    (quick / "dvc.lock").write_bytes(whole[:left])
+    lines: list[str] = []
+    assert run_stage(quick, "quick", log=lines.append).name == ("Cached" if committed else "Restored")
+    assert (quick / "dvc.lock").read_bytes() == whole
+    assert any(line.startswith("WARNING: dvc.lock was cut short by a kill") for line in lines)
+    (quick / "dvc.lock").write_bytes(whole[:left])
+    assert stage_order(quick) == ["quick"]
+
+
+def test_a_merge_that_is_not_finished_is_left_to_the_person(quick: Path) -> None:
+    run_stage(quick, "quick")
+    conflict = "<<<<<<< HEAD\n=======\n>>>>>>> other\n"
+    (quick / "dvc.lock").write_text(conflict)
+    with pytest.raises(StageFailed):
+        run_stage(quick, "quick")
+    assert (quick / "dvc.lock").read_text() == conflict
+
+
 @pytest.mark.parametrize("lost", ["rwlock", "lock"])
 def test_after_a_lock_was_lost_in_the_middle_the_next_run_ends_well(dvc_project: Project, lost: str) -> None:
     source = f"import pathlib; pathlib.Path('.dvc/tmp/{lost}').unlink(missing_ok=True); open('a', 'w').write('1')"
