@@ -19,7 +19,7 @@ from darkroom.diffusion.schedules import cosine, linear
 from darkroom.diffusion.timesteps import MIN_LOG_SNR
 from darkroom.evaluation.distances import ReferenceDistance
 from darkroom.evaluation.features import Extractor
-from darkroom.evaluation.labels import balanced_labels
+from darkroom.evaluation.labels import stratified_labels
 from darkroom.evaluation.reference import Reference
 from darkroom.files import read_json, write_json
 from darkroom.workspace import Workspace
@@ -55,7 +55,7 @@ def measure(workspace: Workspace, seeds: int) -> Iterator[dict[str, Any]]:
     model, params = DiffusionModel.load(workspace.models), workspace.params().sample
     extractor, reference = Extractor.load(workspace.extractor), Reference.load(workspace.extractor)
     distance = ReferenceDistance(reference.features)
-    labels = balanced_labels(params.num_images, model.card.num_labels)
+    labels = stratified_labels(params.num_images, reference.statistics.class_counts)
     known = read_json(RESULTS)["rows"] if RESULTS.exists() else []
     for seed in range(seeds):
         for sampler, all_steps in STEPS.items():

@@ -19,10 +19,12 @@ import yaml
 
 from benchmarks.figures import DOCS, ROOT, new_figure
 from benchmarks.machine import describe
+from darkroom.data.dataset import load_info
 from darkroom.evaluation.protocol import Estimate, ScoreRecord
 from darkroom.files import read_json, write_json, write_text
 from darkroom.params import GatePolicy
 from darkroom.registry.gate import Evidence, decide
+from darkroom.training.fingerprint import training_fingerprint
 from darkroom.workspace import Workspace
 
 RESULTS = ROOT / "benchmarks" / "results" / "gate"
@@ -37,18 +39,19 @@ Draw = Callable[[float, random.Random], ScoreRecord]
 
 
 def scatter() -> dict[str, Any]:
-    """Train and score the recipe with several seeds; the deviation between trainings without that of the samples."""
+    """Train the recipe with several seeds and score the training's own average of each; the `summary`."""
     from darkroom.diffusion.model import DiffusionModel
-    from darkroom.evaluation.rescore import score_model
+    from darkroom.evaluation.rescore import protocol_of, score_model
     from darkroom.stages import train
 
     project = Workspace.find(ROOT)
     params, records = project.params(), []
+    protocol = protocol_of(project.extractor, params.sample, params.evaluate).digest
     for seed in range(TRAININGS):
         workspace = _workspace(project, seed)
         if not (workspace.models / "model.json").is_file():
             train.run(workspace)
-        if not workspace.metrics_file.is_file():
+        if not workspace.metrics_file.is_file() or read_json(workspace.metrics_file)["protocol_digest"] != protocol:
             model = DiffusionModel.load(workspace.models)
             record = score_model(model, project.extractor, params.sample, params.evaluate)
             write_json(workspace.metrics_file, record.to_json_dict())
@@ -58,13 +61,21 @@ def scatter() -> dict[str, Any]:
 
 
 def summary(records: Sequence[ScoreRecord]) -> dict[str, Any]:
-    """What the records of several trainings say: the variance between them is that of samples and of trainings."""
+    """What the records of several trainings say: how far they scatter, beyond what samples of their own explain.
+
+    A seed draws the same noise for every training, so part of what samples scatter is common to all and no difference
+    between them. What is left when trainings and seeds have been taken out is the samples' own part (analysis of
+    variance with two factors).
+    """
     fids = [record.unguided.fid for record in records]
     values = [fid.value for fid in fids]
+    by_seed = [statistics.mean(each) for each in zip(*(fid.seeds for fid in fids), strict=True)]
     mean = statistics.mean(values)
-    sampling = statistics.mean(record.unguided.fid_deviation**2 / len(record.unguided.fid.seeds) for record in records)
-    between = max(0.0, statistics.variance(values) - sampling)
+    left = [one - fid.value - common + mean for fid in fids for one, common in zip(fid.seeds, by_seed, strict=True)]
+    own = sum(value**2 for value in left) / max((len(fids) - 1) * (len(by_seed) - 1), 1)
+    between = max(0.0, statistics.variance(values) - own / len(by_seed))
     return {
+        "deviation_of_own_samples": math.sqrt(own),
         "fid": values,
         "fid_of_seeds": [fid.seeds for fid in fids],
         "deviation_of_one_set": [record.unguided.fid_deviation for record in records],
@@ -77,9 +88,11 @@ def summary(records: Sequence[ScoreRecord]) -> dict[str, Any]:
 
 
 def _workspace(project: Workspace, seed: int) -> Workspace:
-    root = project.state / "scatter" / str(seed)
     content = yaml.safe_load(project.params_file.read_text(encoding="utf-8"))
     content["train"]["seed"] = seed
+    params = project.params().train.model_copy(update={"seed": seed})
+    fingerprint = training_fingerprint(params, load_info(project.prepared).digest)
+    root = project.state / "scatter" / fingerprint[:12]
     write_text(root / "params.yaml", yaml.safe_dump(content))
     workspace = Workspace(root)
     workspace.prepared.parent.mkdir(parents=True, exist_ok=True)

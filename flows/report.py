@@ -56,9 +56,14 @@ def gate_table(policy: GatePolicy, promotion: Promotion) -> str:
     for figure in _COMPARED:
         champion = promotion.figures.get(f"champion.{figure}")
         if champion is not None and figure in mine:
-            refusal = next((f for f in failed if f["figure"] == figure and "champion" in f["expected"]), None)
+            refusal = next((f for f in failed if f["figure"] == figure and "(champion" in f["expected"]), None)
             expected = refusal["expected"] if refusal else f"not worse than the champion's {champion:.4g}"
             rows.append((figure, f"{mine[figure]:.4g}", expected, _mark(refusal is not None)))
+    best, figure = promotion.figures.get(f"best.{_COMPARED[0]}"), _COMPARED[0]
+    if best is not None and figure in mine:
+        refused = any(found["figure"] == figure and "best champion" in found["expected"] for found in failed)
+        expected = f"not worse than the best champion's {best:.4g}"
+        rows.append((figure, f"{mine[figure]:.4g}", expected, _mark(refused)))
     return _table(("check", "figure", "expected", "passed"), rows)
 
 

@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_sample(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--model", metavar="WHERE", help="a directory or models:/NAME@ALIAS of MLflow (default: models/)")
+    sub.add_argument(
+        "--model", metavar="WHERE", help="a directory or models:/NAME@ALIAS of MLflow (default: what is scored)"
+    )
     sub.add_argument("--class", dest="classes", nargs="+", default=[], metavar="CLASS", help="by name or number (all)")
     sub.add_argument("--num", type=int, default=8, metavar="N", help="images of each class (8)")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other images (0)")
@@ -134,6 +136,7 @@ def _sample(workspace: "Workspace", options: argparse.Namespace) -> int:
     from darkroom.evaluation.pictures import check_destination, draw_pictures, find_labels
     from darkroom.params import DrawParams
     from darkroom.progress import progress
+    from darkroom.registry.outputs import served_model
 
     for name, least in (("num", 1), ("batch_size", 1), ("seed", 0)):
         if not least <= getattr(options, name) < 2**63:
@@ -141,7 +144,7 @@ def _sample(workspace: "Workspace", options: argparse.Namespace) -> int:
     out = Path(options.out)
     check_destination(out)
     with tempfile.TemporaryDirectory(prefix="darkroom-") as fetched:
-        directory = Path(options.model) if options.model else workspace.served_model
+        directory = Path(options.model) if options.model else served_model(workspace)
         if ":/" in (options.model or ""):
             from darkroom.registry.fetch import fetch_model
 

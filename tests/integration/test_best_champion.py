@@ -68,6 +68,40 @@ def test_an_override_sets_the_bar_anew(workspace: Workspace) -> None:
     served(workspace, 0.78)
 
 
+def test_an_override_that_is_rolled_back_leaves_the_bar_as_it_was(workspace: Workspace) -> None:
+    served(workspace, 0.5, 0.57)
+    add_version(workspace, 0.9)
+    promote(workspace, reason="a try", force=True)
+    rollback(workspace, "a bad one")
+    add_version(workspace, 0.64)
+    assert promote(workspace).reasons == [f"unguided.fid is 0.64: expected at most 0.6 ({BAR})"]
+
+
+def test_without_a_champion_the_best_one_that_served_is_still_the_bar(workspace: Workspace) -> None:
+    served(workspace, 0.5, 0.57)
+    connect(workspace).delete_registered_model_alias("digits", "champion")
+    add_version(workspace, 0.64)
+    assert promote(workspace).reasons == [f"unguided.fid is 0.64: expected at most 0.6 ({BAR})"]
+
+
+def test_records_of_an_older_format_are_no_traceback(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    """After an update of Darkroom the history knows who was best, and nothing else does."""
+    served(workspace, 0.5, 0.57)
+    client = connect(workspace)
+    for number in ("1", "2"):
+        version = client.get_model_version("digits", number)
+        (key,) = [key for key in version.tags if key.startswith("darkroom.score.")]
+        old = json.loads(version.tags[key]) | {"fid_bootstrap": [0.4, 0.6]}
+        client.set_model_version_tag("digits", number, key, json.dumps(old))
+    told = history(workspace)
+    assert best.best_version(workspace, told) == "1"
+    found = best.best_champion(
+        client, workspace, workspace.params(), client.get_model_version("digits", "2"), "a" * 64, None
+    )
+    assert found is None, "version 1 has no package here that could be scored again"
+    assert "version 1, the best so far, sets no bar any more" in caplog.text
+
+
 def test_a_version_that_was_rolled_back_is_no_bar(workspace: Workspace) -> None:
     served(workspace, 0.6, 0.45)
     rollback(workspace, "it draws sixes upside down")

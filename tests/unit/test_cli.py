@@ -223,6 +223,7 @@ def test_ema_refuses_what_cannot_be_made(
     workspace = make_project(tmp_path)
     write_model(workspace, 1)
     write_snapshots(workspace)
+    workspace.state.mkdir()  # every command makes it
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as done:

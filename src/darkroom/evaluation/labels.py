@@ -7,7 +7,7 @@ from torch import Tensor
 
 from darkroom.randomness import Purpose, permutation
 
-FEWEST = 10  # images that a subset of real ones holds at least
+FEWEST = 200  # images, or half of them, that a subset of real ones holds at least
 
 
 def balanced_labels(num_images: int, num_labels: int) -> Tensor:
@@ -42,8 +42,8 @@ def stratified_subset(labels: Tensor, class_counts: Sequence[int], seed: int) ->
     """Which images, with `labels` int64 (N,), make the largest set in the shares of `class_counts`: int64 (M,), sorted.
 
     All of them if no class is off by more than chance explains (three standard deviations of its count), or if fewer
-    than FEWEST would be left. Within a class `seed` chooses. Classes that are not among the labels are left out of the
-    shares.
+    than FEWEST or half of them would be left. Within a class `seed` chooses. Classes that are not among the labels are
+    left out of the shares.
     """
     present = torch.bincount(labels, minlength=len(class_counts))
     shares = torch.tensor(class_counts).where(present > 0, 0).double()
@@ -53,7 +53,7 @@ def stratified_subset(labels: Tensor, class_counts: Sequence[int], seed: int) ->
         return torch.arange(len(labels))
     there = shares > 0
     wanted = (shares * (present[there] / shares[there]).min()).floor().long()
-    if wanted.sum() < FEWEST:
+    if wanted.sum() < min(FEWEST, len(labels) / 2):
         return torch.arange(len(labels))
     order = permutation(seed, Purpose.SUBSET, 0, len(labels))
     order = order[labels[order].argsort(stable=True)]  # by class, shuffled within one

@@ -14,6 +14,7 @@ from darkroom.randomness import Purpose, permutation
 
 LEVEL = 0.95  # of every interval
 PARTS = 5  # into that many the images are cut at most, for the extrapolation
+RARE = 0.05  # share of images whose label has so few that halves of them say nothing
 NEGLIGIBLE = 1e-10  # of the largest root: directions in which a covariance is singular
 
 
@@ -64,17 +65,23 @@ def fid_deviation(reference: Moments, sets: Sequence[Tensor], labels: Tensor) ->
     deviation. The same sum over halves of the set expects 2L/N + 8Q/N², which tells the parts apart. Simulated, the
     result is within 10 % at 300 to 1,797 images, singular covariances included.
 
-    Raises ValueError if a set has fewer than 4 images, or if there is none.
+    Where labels have fewer than 4 images each, halves say nothing about the scatter within them: there the sum is not
+    corrected, which gives up to 1.7 times the deviation rather than too little. Raises ValueError if a set has fewer
+    than 4 images, or if there is none.
     """
     if not sets or any(len(features) < 4 or len(features) != len(labels) for features in sets):
         raise ValueError(f"expected sets of at least 4 images with a label each, got {[len(each) for each in sets]}")
     influence = _Influence(reference)
+    _, label, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
+    rare = (sizes[label] < 4).double().mean().item()
     order = labels.argsort(stable=True)  # halves have their share of each label
     whole, half = 0.0, 0.0
     for features in sets:
         whole += _variance_of_mean(influence(features), labels)
         for chosen in (order[0::2], order[1::2]):
             half += _variance_of_mean(influence(features[chosen]), labels[chosen]) / 2
+    if rare > RARE:
+        return math.sqrt(whole / len(sets))
     # L/N + Q/N² from the two; between Q = 0, where `whole` is right, and L = 0, where it is twice that.
     return math.sqrt(min(max(1.5 * whole - 0.25 * half, 0.5 * whole), whole) / len(sets))
 

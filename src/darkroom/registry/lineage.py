@@ -64,6 +64,7 @@ def lineage_tags(workspace: Workspace, params: Params, outputs: Outputs) -> dict
         "darkroom.fingerprint": outputs.fingerprint,
         "darkroom.weights": card.weights_digest,
         "darkroom.protocol": outputs.record.protocol_digest,
+        "darkroom.average": "trained" if outputs.width is None else f"{outputs.width:g}",
         "darkroom.data_digest": card.data_digest,
         "darkroom.data_source": params.data.source,
         PRECISION_TAG: str(outputs.run.get("precision", params.train.precision)),
@@ -110,7 +111,8 @@ def sync_outputs(client: "MlflowClient", workspace: Workspace, params: Params, o
 
     run_id = ensure_run(client, workspace, params, outputs.fingerprint, {})
     root = workspace.root
-    candidates = (root / "dvc.lock", root / "params.yaml", workspace.metrics_file, workspace.reports / "samples.png")
+    candidates = [root / "dvc.lock", root / "params.yaml", workspace.metrics_file]
+    candidates += [workspace.reports / "samples.png", workspace.average / "choice.json"]
     files = {path.name: path for path in candidates if path.is_file()}
     state = digest_json(
         {"history": _history_digest(workspace), **{name: digest_file(path) for name, path in files.items()}}

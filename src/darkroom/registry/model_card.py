@@ -75,9 +75,9 @@ class _Known:
 
     @property
     def sets(self) -> list[SetScore]:
-        """The unguided samples' scores and, where guidance is not 1, those of the guided ones."""
+        """The unguided samples' scores and, where they are others, those of the guided ones."""
         record = self.outputs.record
-        return [record.unguided, *([record.guided] if record.guided.guidance_scale != 1 else [])]
+        return [record.unguided, *([record.guided] if record.guided != record.unguided else [])]
 
 
 _LICENCE = (

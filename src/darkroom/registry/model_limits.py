@@ -25,7 +25,7 @@ def limits(record: ScoreRecord, classes: list[str], tags: Mapping[str, str]) -> 
     if guided.guidance_scale != 1 and guided.fid.value > unguided.fid.value:
         found.append(
             f"Guidance costs likeness: FID is {number(unguided.fid.value)} without it and {number(guided.fid.value)} "
-            f"at {guided.guidance_scale:g}, the default."
+            f"at {guided.guidance_scale:g}, the default, with as many images of each class."
         )
     if record.raw_fid is not None and record.raw_fid <= unguided.fid.seeds[0]:
         found.append(

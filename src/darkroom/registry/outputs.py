@@ -11,13 +11,13 @@ from darkroom.errors import InputError
 from darkroom.evaluation.code import code_digest
 from darkroom.evaluation.protocol import ScoreRecord
 from darkroom.files import read_json
-from darkroom.training.posthoc import RECORD_FILE
 from darkroom.workspace import Workspace
 from darkroom.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from darkroom.diffusion.card import ModelCard
 
+_AVERAGE_FILE = "ema.json"  # `training.posthoc.RECORD_FILE`, without torch
 # What a version is made from: small files, and the weights, which are read here anyway.
 _CHECKED = ("models/ema.safetensors", "models/model.json", "models/run.json", "reports/metrics.json")
 
@@ -37,6 +37,19 @@ class Outputs:
         return str(self.run["fingerprint"])
 
 
+def served_model(workspace: Workspace) -> Path:
+    """The directory of the model that is scored and registered. InputError if it is an average of another training."""
+    if workspace.served_model == workspace.average:
+        _, digest = _read_average(workspace.average / _AVERAGE_FILE)
+        card = workspace.models / "model.json"
+        trained = str(read_json(card)["weights_digest"]) if card.is_file() else "no model"
+        if digest != trained:
+            raise InputError(
+                f"models/average is of weights {digest[:12]}, models/ has {trained[:12]}; `dvc repro sample` first"
+            )
+    return workspace.served_model
+
+
 def read_outputs(workspace: Workspace) -> Outputs:
     """Read model, run and metrics. Raises InputError if one is missing, damaged, or of another training or lock."""
     from darkroom.diffusion.model import DiffusionModel
@@ -51,7 +64,7 @@ def read_outputs(workspace: Workspace) -> Outputs:
     card, width = model.card, None
     trained, scored = {"models/run.json": run["weights_digest"]}, {"reports/metrics.json": record.weights_digest}
     if workspace.served_model == workspace.average:
-        width, trained[f"models/average/{RECORD_FILE}"] = _read_average(workspace.average / RECORD_FILE)
+        width, trained[f"models/average/{_AVERAGE_FILE}"] = _read_average(workspace.average / _AVERAGE_FILE)
         scored["models/average/model.json"] = card.weights_digest
     else:
         trained |= scored | {"models/model.json": card.weights_digest}

@@ -236,7 +236,8 @@ def _case(
         challenger = score_version(client, workspace, params, candidate, protocol)
         if champion is not None:
             served = score_version(client, workspace, params, champion, protocol)
-            best = best_champion(client, workspace, params, champion, served)
+        if not force:  # whose verdict does not count: nothing is measured for it
+            best = best_champion(client, workspace, params, candidate, protocol, served)
     except InputError as error:
         if not force:
             raise

@@ -213,26 +213,26 @@ def score_tag(protocol_digest: str) -> str:
 
 
 def stored_score(version: "ModelVersion", protocol_digest: str) -> ScoreRecord | None:
-    """The version's record under a protocol, if it has been scored under it."""
-    text = version.tags.get(score_tag(protocol_digest))
-    if text is None:
-        return None
-    record = ScoreRecord.model_validate_json(text)
-    return record if record.protocol_digest == protocol_digest else None
+    """The version's record under a protocol, if there is one, and not of an older format."""
+    key = score_tag(protocol_digest)
+    text = version.tags.get(key)
+    record = None if text is None else _read_record(version, key, text)
+    return record if record is not None and record.protocol_digest == protocol_digest else None
 
 
 def stored_scores(version: "ModelVersion") -> dict[str, ScoreRecord]:
     """All records of a version, by the digest of their protocol; those of an older format are left out."""
-    records = []
-    for key, text in sorted(version.tags.items()):
-        if key.startswith(_SCORE_PREFIX):
-            try:
-                records.append(ScoreRecord.model_validate_json(text))
-            except ValueError:
-                _logger.warning(
-                    "version %s: %s is not a record that this version of Darkroom reads", version.version, key
-                )
+    keys = sorted(key for key in version.tags if key.startswith(_SCORE_PREFIX))
+    records = [record for key in keys if (record := _read_record(version, key, version.tags[key]))]
     return {record.protocol_digest: record for record in records}
+
+
+def _read_record(version: "ModelVersion", key: str, text: str) -> ScoreRecord | None:
+    try:
+        return ScoreRecord.model_validate_json(text)
+    except ValueError:
+        _logger.warning("version %s: %s is not a record that this version of Darkroom reads", version.version, key)
+        return None
 
 
 def serves_otherwise(version: "ModelVersion", record: ScoreRecord) -> list[str]:

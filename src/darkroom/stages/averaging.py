@@ -56,7 +56,8 @@ def choose_average(
     flatter the score. `progress` counts images, `num_images` for each candidate and the training's average.
     """
     device = next(trained.network.parameters()).device
-    shutil.rmtree(workspace.average, ignore_errors=True)
+    if ranks.is_first:
+        shutil.rmtree(workspace.average, ignore_errors=True)
     if not candidates:
         if ranks.is_first:
             write_json(workspace.average / CHOICE_FILE, {"chosen": TRAINED})

@@ -52,8 +52,8 @@ def summary(record: ScoreRecord) -> str:
     count = f"{protocol.num_images} x {len(protocol.seeds)}"
     rows = [_real_row(f"held-out real images ({floor.num_images}): the floor", record)]
     rows += [_row(f"samples, guidance 1 ({count})", record.unguided)]
-    if guided.guidance_scale != 1:  # else it is the set above
-        rows += [_row(f"samples, guidance {guided.guidance_scale:g}", guided)]
+    if guided != record.unguided:  # else it is the set above
+        rows += [_row(f"samples, guidance {guided.guidance_scale:g}, as many of each", guided)]
     if record.raw_fid is not None:
         gain = record.raw_fid - record.unguided.fid.seeds[0]
         rows += [(f"the same without EMA, seed {protocol.seeds[0]} (EMA gains {gain:.3f})", f"{record.raw_fid:.3f}")]

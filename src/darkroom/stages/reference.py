@@ -10,6 +10,7 @@ from torch import Tensor
 
 from darkroom.data.dataset import load_info, load_split
 from darkroom.device import choose_device, waiting_for
+from darkroom.errors import InputError
 from darkroom.evaluation.features import Extractor
 from darkroom.evaluation.fitting import fit_extractor, new_card
 from darkroom.evaluation.published import PublishedStatistics, read_statistics
@@ -63,6 +64,9 @@ def _measure(
 ) -> None:
     info = load_info(workspace.prepared)
     train, held_out = _split(workspace, "train"), _split(workspace, "test")
+    if missing := set(range(len(info.classes))) - set(torch.unique(held_out[1]).tolist()):
+        name = info.classes[min(missing)]
+        raise InputError(f"data/prepared: the test split has no image of class {name!r}: expected one of each at least")
     if new is not None:
         with progress("reference classifier", params.steps, "steps", waiting_for(device)) as advance:
             extractor = fit_extractor(

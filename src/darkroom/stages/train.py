@@ -1,6 +1,5 @@
 """train: the UNet and its EMA, from the first step or from the last checkpoint of the same fingerprint."""
 
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -65,8 +64,7 @@ def run(workspace: Workspace) -> None:
 
 
 def _train_and_report(job: _Job, device: torch.device, ranks: Ranks) -> None:
-    for line in job.params.train.warnings():
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+    print("".join(f"warning: {line}\n" for line in job.params.train.warnings()), end="", flush=True)
     settings, history = job.params.train, History(job.directory / "history.jsonl")
     mirror = S3Mirror.from_environment(job.fingerprint)
     shown = progress("training", settings.steps, "steps", waiting_for(device))

@@ -93,3 +93,5 @@ def test_a_class_that_was_not_held_out_is_left_out_of_the_shares():
 def test_a_part_too_small_to_measure_is_not_taken():
     labels = torch.tensor([0] * 50 + [1])
     assert len(stratified_subset(labels, [10, 90], 0)) == 51
+    one_of_the_last = torch.cat((torch.arange(9000) % 9, torch.tensor([9])))
+    assert len(stratified_subset(one_of_the_last, [900] * 10, 0)) == 9001, "ten images are no floor"

@@ -1,11 +1,13 @@
 """The gate's statistics, simulated: what it refuses by chance, what it keeps out, and how far ties slide."""
 
+import random
 import statistics
 
 import pytest
 import yaml
 
 from benchmarks import gate as simulation
+from darkroom.evaluation.protocol import Estimate
 from darkroom.files import read_json
 from darkroom.params import GatePolicy
 from tests.integration.registry_project import score_record
@@ -51,12 +53,18 @@ def test_the_policy_says_the_scatter_that_was_measured() -> None:
 
 
 def test_the_scatter_of_trainings_is_what_samples_do_not_explain() -> None:
-    def record(fid: float, deviation: float):  # type: ignore[no-untyped-def]
-        scored = score_record(fid=fid)
-        unguided = scored.unguided.model_copy(update={"fid_deviation": deviation})
-        return scored.model_copy(update={"unguided": unguided})
-
-    values = [0.8, 0.9, 1.0, 1.1, 1.2]
-    found = simulation.summary([record(value, 0.1) for value in values])
-    assert found["retraining_scatter"] == pytest.approx((statistics.variance(values) - 0.1**2 / 2) ** 0.5)
-    assert simulation.summary([record(value, 1.0) for value in values])["retraining_scatter"] == 0
+    """Simulated: trainings by 0.1, what a seed draws for all of them by 0.2, samples of each by 0.1, six seeds."""
+    generator = random.Random(0)
+    found = []
+    for _ in range(300):
+        common = [0.2 * generator.gauss() for _ in range(6)]
+        records = []
+        for _ in range(5):
+            trained = 1 + 0.1 * generator.gauss()
+            values = [trained + shared + 0.1 * generator.gauss() for shared in common]
+            fid = Estimate(value=statistics.mean(values), spread=None, low=None, high=None, seeds=values)
+            scored = score_record()
+            unguided = scored.unguided.model_copy(update={"fid": fid})
+            records.append(scored.model_copy(update={"unguided": unguided}))
+        found.append((simulation.summary(records)["retraining_scatter"] * simulation.summary(records)["mean"]) ** 2)
+    assert statistics.mean(found) ** 0.5 == pytest.approx(0.1, rel=0.1)
