@@ -13,7 +13,7 @@ def test_the_table_has_both_sets_with_spread_and_their_class_accuracies():
     assert found[0] == ["FID", "precision", "recall", "near-copies", "class", "accuracy"]
     assert found[2][:6] == ["samples,", "guidance", "1", "(20", "x", "2)"]
     assert found[2][6:] == ["0.500", "±", "0.050", "0.800", "0.700", "0.010", "0.9700"]
-    assert found[3][:7] == "samples, guidance 2, as many of each".split()
+    assert found[3][:7] == ["samples,", "guidance", "2,", "as", "many", "of", "each"]
     assert found[3][7:] == ["0.500", "±", "0.050", "0.800", "0.700", "0.010", "0.9950"]
 
 
