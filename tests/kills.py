@@ -39,9 +39,9 @@ class Kind:
 
 @dataclass(frozen=True)
 class Moment:
-    """Before operation `number` of a watched process, the `process`th; `how` a file that is being opened is left."""
+    """Before operation `number` of a watched process; `how` a file that is being opened is left."""
 
-    process: int
+    process: str
     number: int
     how: str = "before"
 
@@ -85,9 +85,9 @@ def moments(root: Path, kind: Kind, env: dict[str, str], number: int) -> list[Mo
     trace.unlink(missing_ok=True)
     code, said = run(root, kind.command, env, {"module": kind.module, "path": kind.path, "trace": str(trace)})
     assert code == 0, said
-    events = [line.split(" ", 3)[:3] for line in trace.read_text().splitlines()]
+    events = [json.loads(line) for line in trace.read_text().splitlines()]
     ways = [
-        Moment(int(process), int(position), how)
+        Moment(process, position, how)
         for process, position, event in events
         for how in (("before", "empty", "half") if event == "open" else ("before",))
     ]

@@ -1,6 +1,8 @@
 """Writing files so that a reader never sees half of one, and naming their content by digest."""
 
+import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -20,13 +22,16 @@ _CHUNK = 1 << 20
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success sync it and rename it over `path`, on any error remove it.
 
-    Raises OSError, which names `path`, when the disk takes no more, whatever a library makes of that.
+    What a killed process left is removed by the next: a file in use is locked by its process. Raises OSError, which
+    names `path`, when the disk takes no more, whatever a library makes of that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
+    _remove_stale(path)
+    lock, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         with _naming(path, temporary):
             yield temporary
         # mkstemp makes private files; outputs get what the umask grants, as if they had been opened plainly.
@@ -39,6 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(lock)
 
 
 @contextmanager
@@ -49,10 +55,8 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     next: a directory in use is locked by its process. Raises OSError for a full disk, as `replacing` does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}."
-    for stale in path.parent.glob(f"{prefix}*.tmp"):
-        _remove_if_unused(stale)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
+    _remove_stale(path)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     lock = os.open(temporary, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -106,15 +110,19 @@ def alone_in(directory: Path, otherwise: Exception) -> Iterator[None]:
         os.close(lock)
 
 
-def _remove_if_unused(directory: Path) -> None:
-    lock = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(directory, ignore_errors=True)
-    except BlockingIOError:
-        pass  # another process is at work in it
-    finally:
-        os.close(lock)
+def _remove_stale(path: Path) -> None:
+    """Remove what killed processes left that were writing `path`."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):  # it has just gone, or it is another user's
+            is_directory = stale.is_dir()
+            lock = os.open(stale, os.O_RDONLY if is_directory else os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(stale, ignore_errors=True) if is_directory else stale.unlink()
+            except OSError:
+                pass  # another process is at work in it
+            finally:
+                os.close(lock)
 
 
 def sync_directory(path: Path) -> None:

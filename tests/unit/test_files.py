@@ -1,3 +1,4 @@
+import fcntl
 import hashlib
 import os
 
@@ -51,3 +52,19 @@ def test_tree_digest_changes_with_a_name_and_with_a_byte(tmp_path):
     (tmp_path / "p" / "a.py").rename(tmp_path / "p" / "b.py")
     third = digest_tree(tmp_path, [tmp_path / "p"])
     assert len({first, second, third}) == 3
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_by_the_next_that_writes_it(tmp_path):
+    left, in_use = tmp_path / ".a.json.left.tmp", tmp_path / ".a.json.used.tmp"
+    others = tmp_path / ".b.json.left.tmp"
+    for path in (left, in_use, others):
+        path.touch()
+    with in_use.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        write_json(tmp_path / "a.json", {})
+        with replacing(tmp_path / "a.json") as first, replacing(tmp_path / "a.json") as second:
+            assert first.exists()
+            second.write_text("{}")
+            first.write_text("[]")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [in_use.name, others.name, "a.json"]
+    assert (tmp_path / "a.json").read_text() == "[]"

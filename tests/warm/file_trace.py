@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,26 @@ _OPERATIONS = {
 _WRITES = os.O_WRONLY | os.O_RDWR
 
 
-def install(module: str) -> None:
+def install(module: str, arguments: Sequence[str]) -> None:
     """Watch this process if what `TESTS_KILL` asks for is meant for `python -m module`."""
     asked = json.loads(os.environ["TESTS_KILL"])
     if asked.get("pid_of") == module:
         Path(asked["pid_file"]).write_text(str(os.getpid()))
     if re.fullmatch(asked["module"], module):
-        sys.addaudithook(_Watch(asked))
+        sys.addaudithook(_Watch(asked, " ".join([module, *arguments])))
 
 
 class _Watch:
     """Counts the operations on files whose path matches; at the one that is asked for, the kill."""
 
-    def __init__(self, asked: dict[str, Any]) -> None:
+    def __init__(self, asked: dict[str, Any], command: str) -> None:
         self._asked, self._path = asked, re.compile(asked["path"])
         self._count, self._inside, self._process = 0, False, os.getpid()
-        with Path(asked["processes"]).open("a+") as file:  # which of those that are watched this one is
-            file.write("x")
-            file.flush()
-            self._which = file.tell()
+        # Which process this one is: two that run side by side start in any order, so by what it runs, then by number.
+        with Path(asked["processes"]).open("a+") as file:
+            file.write(f"{command}\n")
+            file.seek(0)
+            self._which = f"{command} #{file.read().splitlines().count(command)}"
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -67,7 +69,7 @@ class _Watch:
     def _reached(self, event: str, name: str) -> None:
         if log := self._asked.get("trace"):
             with Path(log).open("a") as file:
-                file.write(f"{self._which} {self._count} {event} {name}\n")
+                file.write(json.dumps([self._which, self._count, event]) + "\n")
         elif [self._which, self._count] == self._asked["at"] and not Path(self._asked["done"]).exists():
             Path(self._asked["done"]).write_text(f"{event} {name}")
             if event == "open":

@@ -146,7 +146,7 @@ def run(flags: list[str]) -> int:
     if kind == "-m" and "TESTS_KILL" in os.environ:
         import file_trace
 
-        file_trace.install(name)
+        file_trace.install(name, arguments)
     try:
         if kind == "-m":
             runpy.run_module(name, run_name="__main__", alter_sys=True)

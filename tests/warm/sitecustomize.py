@@ -19,4 +19,5 @@ if _path and "-m" in sys.orig_argv:
 if "TESTS_KILL" in os.environ and "-m" in sys.orig_argv:
     import file_trace
 
-    file_trace.install(sys.orig_argv[sys.orig_argv.index("-m") + 1])
+    _place = sys.orig_argv.index("-m") + 1
+    file_trace.install(sys.orig_argv[_place], sys.orig_argv[_place + 1 :])
