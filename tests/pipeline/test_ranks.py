@@ -11,6 +11,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from tests.kills import left_behind
 from tests.pipeline.project import DVC, STAGES, dvc, environment, make_reproduced, make_small, metrics, outcomes
 
 TWO = {"DARKROOM_NPROC": "2"}
@@ -75,3 +76,38 @@ def test_a_rank_that_dies_ends_the_stage_and_the_same_command_carries_on(alone, 
     assert not first.is_running() or first.status() == psutil.STATUS_ZOMBIE
     assert "resuming at step" in dvc(root, "repro", **TWO)
     compare(root, alone)
+
+
+@pytest.mark.usefixtures("cold")
+@pytest.mark.soak  # of one process, with its shells: tests/unit/stages/test_following.py
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ranks_save_and_end_when_dvc_alone_is_killed(tmp_path, number):
+    root, log = make_small(tmp_path / "project", steps=4000), tmp_path / "log"
+
+    def start():
+        return subprocess.Popen(
+            [*DVC, "repro", "train"],
+            cwd=root,
+            env=environment(root, **TWO),
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait_for(condition):
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+
+    first = start()
+    wait_for(lambda: list(root.glob(".darkroom/checkpoints/*/step-*.json")))
+    first.send_signal(number)
+    first.wait(60)
+    assert left_behind(root) == []
+    assert "saved" in log.read_text()
+    second = start()
+    wait_for(lambda: "resuming at step" in log.read_text())
+    second.kill()
+    second.wait(60)
+    assert left_behind(root) == []

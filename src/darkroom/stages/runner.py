@@ -25,25 +25,21 @@ def main(run: Callable[[Workspace], None], *, ranks: bool = False) -> None:
     # A stage that has nothing to save ends like Ctrl-C on SIGTERM too: outputs are only ever renamed into place.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     name = os.environ.get("DVC_STAGE", Path(sys.argv[0]).stem)
-
-    def run_below_dvc(workspace: Workspace) -> None:
-        follow()
-        run(workspace)
-
     if ranks:
         from darkroom.stages.launch import on_ranks
 
-        sys.exit(on_ranks(run_below_dvc, name))
-    sys.exit(outcome(run_below_dvc, name))
+        sys.exit(on_ranks(run, name))
+    sys.exit(outcome(run, name))
 
 
 def outcome(run: Callable[[Workspace], None], name: str, say: Callable[[str], None] | None = None) -> int:
     """The exit code of `run`; what went wrong goes to `say`, or else to stderr with `name` before each line.
 
-    Defects keep their traceback (exit code 1).
+    It ends with the DVC that started it. Defects keep their traceback (exit code 1).
     """
     say = say or (lambda text: print(*(f"{name}: {line}" for line in text.splitlines()), sep="\n", file=sys.stderr))
     try:
+        follow()
         run(Workspace.find())
     except InputError as error:
         say(str(error))
