@@ -111,7 +111,6 @@ def kill(root: Path, kind: Kind, env: dict[str, str], moment: Moment) -> str:
         asked |= {"pid_of": kind.victim, "pid_file": str(pid_file)}
     code, said = run(root, kind.command, env, asked)
     assert done.exists(), f"{kind.name}: operation {moment} did not come (exit code {code}):\n{said}"
-    assert code != 0, said
     event, _, name = done.read_text().partition(" ")
     return f"{moment.how} {event} {Path(name).name}"
 

@@ -47,7 +47,7 @@ def imagenet(root: Path) -> dict[str, object]:
     ("recipe", "build", "counts", "stages"),
     [
         ("cifar10", cifar, (100, 20), STAGES),
-        ("imagenet64", imagenet, (24, 12), ["prepare", "validate", "train", "sample"]),
+        ("imagenet64", imagenet, (24, 12), ["prepare", "validate", "train"]),
         pytest.param("imagenet64", imagenet, (24, 12), STAGES, marks=pytest.mark.soak),
     ],
 )
