@@ -43,7 +43,7 @@ run: setup  ## reproduce the pipeline, register the model, promote it if the gat
 test: lint  ## all checks: lint, types, tests (ARGS="-k digest" picks some)
 	@$(RUN) python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-soak: setup  ## what takes too long for every change, under an hour: the gate on noisy copies, kills at random, servers that are down
+soak: setup  ## what takes too long for every change, an hour or two: the gate on noisy copies, a hundred kills, servers that are down
 	@$(RUN) python -m pytest -m soak -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup  ## ruff and mypy; repair what can be repaired with: ruff check --fix . && ruff format .

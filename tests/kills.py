@@ -96,7 +96,10 @@ def moments(root: Path, kind: Kind, env: dict[str, str], number: int) -> list[Mo
 
 
 def kill(root: Path, kind: Kind, env: dict[str, str], moment: Moment) -> str:
-    """Run the command and kill it at the moment; returns the operation. Fails if the moment does not come."""
+    """Run the command and kill it at the moment; returns the operation. Fails if the moment does not come.
+
+    A flow may mend what its DVC left, when that alone is killed, and end well.
+    """
     done, pid_file = root.parent / f"{root.name}.done", root.parent / f"{root.name}.pid"
     done.unlink(missing_ok=True)
     asked = {
