@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
+from prefect.states import Pending
 
 from tests.stack.running import Stack
 
@@ -241,6 +242,28 @@ def test_a_machine_that_vanishes_is_noticed_and_the_next_run_resumes(stack: Stac
     stack.until(lambda: resumed(stack, again), 180, "training to resume", lambda: "\n".join(stack.logs(again)))
     stack.cancel(again)
     stack.wait(again, timeout=60)
+
+
+@pytest.mark.soak
+def test_a_run_that_is_cancelled_after_its_machine_has_vanished_ends(stack: Stack) -> None:
+    run = retrain(stack, **{"train.steps": LONG, "train.seed": 5})
+    in_training(stack, run)
+    vanish(stack)
+    stack.cancel(run)
+    assert ended_within(stack, run, 120).type.value == "CANCELLED"
+    stack.until(stack.is_well, 120, "the worker to be back")
+
+
+@pytest.mark.soak
+def test_a_run_whose_worker_died_before_starting_it_ends(stack: Stack) -> None:
+    stack.stop_service("worker")
+    run = retrain(stack)
+    with stack.prefect() as client:  # as a worker does that takes it
+        client.set_flow_run_state(run.id, Pending())
+    stack.start_service("worker")
+    state = ended_within(stack, run, 220)  # three minutes, and the server's own pauses
+    assert state.type.value == "CRASHED"
+    assert "not started within 3 minutes" in (state.message or "")
 
 
 def ended_within(stack: Stack, run: FlowRun, seconds: float) -> Any:
