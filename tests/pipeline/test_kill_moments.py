@@ -118,7 +118,7 @@ def judge(tally: Tally) -> None:
     assert tally.notes == []
 
 
-FEW = pytest.param(2, id="few")
+ONE = pytest.param(1, id="one")
 
 
 def many(number: int) -> object:
@@ -141,7 +141,7 @@ def shown(report):
     report("kills at file operations", [kills.HEAD, *rows, total.row("all")])
 
 
-@pytest.mark.parametrize("number", [FEW, many(15)])
+@pytest.mark.parametrize("number", [ONE, many(15)])
 def test_prepare(before, tmp_path, number):
     judge(go(PREPARE, before("prepare"), tmp_path, number))
 
@@ -151,7 +151,7 @@ def test_sample(before, tmp_path, number):
     judge(go(SAMPLE, before("sample"), tmp_path, number))
 
 
-@pytest.mark.parametrize("number", [FEW, many(15)])
+@pytest.mark.parametrize("number", [ONE, many(15)])
 def test_a_checkpoint_s_write(before, tmp_path, number):
     judge(go(CHECKPOINT, before("train"), tmp_path, number))
 
@@ -161,7 +161,7 @@ def test_what_a_training_leaves(before, tmp_path, number):
     judge(go(OUTPUT, before("train"), tmp_path, number))
 
 
-@pytest.mark.parametrize("number", [FEW, many(15)])
+@pytest.mark.parametrize("number", [ONE, many(15)])
 def test_dvc_s_own_locks(before, tmp_path, number):
     judge(go(LOCK, before("prepare"), tmp_path, number))
 

@@ -15,7 +15,7 @@ from tests.unit.evaluation.test_samples import with_raw
 from tests.unit.test_cli import write_snapshots
 
 
-@pytest.mark.parametrize("ema", ["trained", "auto"])
+@pytest.mark.parametrize("ema", [pytest.param("trained", marks=pytest.mark.soak), "auto"])
 def test_two_ranks_write_the_files_of_one(tmp_path, ema):
     params = yaml.safe_load((Path(__file__).parents[3] / "params.yaml").read_text())
     params["sample"] |= {"steps": 4, "num_images": 37, "batch_size": 8, "seeds": [0, 1], "ema": ema}
