@@ -61,22 +61,16 @@ def scatter() -> dict[str, Any]:
 
 
 def summary(records: Sequence[ScoreRecord]) -> dict[str, Any]:
-    """What the records of several trainings say: how far they scatter, beyond what samples of their own explain.
-
-    A seed draws the same noise for every training, so part of what samples scatter is common to all and no difference
-    between them. What is left when trainings and seeds have been taken out is the samples' own part (analysis of
-    variance with two factors).
-    """
+    """What the records of several trainings say: how far they scatter, beyond what samples of their own explain."""
     fids = [record.unguided.fid for record in records]
-    values = [fid.value for fid in fids]
-    by_seed = [statistics.mean(each) for each in zip(*(fid.seeds for fid in fids), strict=True)]
-    mean = statistics.mean(values)
-    left = [one - fid.value - common + mean for fid in fids for one, common in zip(fid.seeds, by_seed, strict=True)]
-    own = sum(value**2 for value in left) / max((len(fids) - 1) * (len(by_seed) - 1), 1)
-    between = max(0.0, statistics.variance(values) - own / len(by_seed))
+    accuracies = [record.unguided.class_accuracy for record in records if record.unguided.class_accuracy]
+    mean = statistics.mean(fid.value for fid in fids)
+    own, between = parts_of_variance(fids)
     return {
+        "class_accuracy": [accuracy.value for accuracy in accuracies],
+        "class_accuracy_scatter": math.sqrt(parts_of_variance(accuracies)[1]) if accuracies else None,
         "deviation_of_own_samples": math.sqrt(own),
-        "fid": values,
+        "fid": [fid.value for fid in fids],
         "fid_of_seeds": [fid.seeds for fid in fids],
         "deviation_of_one_set": [record.unguided.fid_deviation for record in records],
         "seeds": len(fids[0].seeds),
@@ -85,6 +79,23 @@ def summary(records: Sequence[ScoreRecord]) -> dict[str, Any]:
         "retraining_scatter": math.sqrt(between) / mean,
         "protocol": records[0].protocol_digest,
     }
+
+
+def parts_of_variance(scores: Sequence[Estimate]) -> tuple[float, float]:
+    """The variances of one set's own samples, and of the trainings.
+
+    A seed draws the same noise for every training, so part of what samples scatter is common to all and no difference
+    between them. What is left when trainings and seeds have been taken out is the samples' own part (analysis of
+    variance with two factors).
+    """
+    values = [score.value for score in scores]
+    by_seed = [statistics.mean(each) for each in zip(*(score.seeds for score in scores), strict=True)]
+    mean = statistics.mean(values)
+    left = [
+        one - score.value - common + mean for score in scores for one, common in zip(score.seeds, by_seed, strict=True)
+    ]
+    own = sum(value**2 for value in left) / max((len(scores) - 1) * (len(by_seed) - 1), 1)
+    return own, max(0.0, statistics.variance(values) - own / len(by_seed))
 
 
 def _workspace(project: Workspace, seed: int) -> Workspace:
@@ -215,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.what == "scatter":
         found = scatter()
         print(f"retraining scatter: {found['retraining_scatter']:.1%} of FID {found['mean']:.3f}")
+        if found["class_accuracy"]:
+            print(f"class accuracy: {found['class_accuracy_scatter']:.2%} beyond its samples")
     else:
         project = Workspace.find(ROOT)
         params, record = project.params(), ScoreRecord.read(project.metrics_file)
