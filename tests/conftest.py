@@ -60,6 +60,13 @@ Path(os.environ["PREFECT_HOME"]).mkdir()
 _REPORTS = pytest.StashKey[dict[str, list[str]]]()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: a third of the tests' time is spent waiting for processes, locks and servers."""
+    from darkroom.data.workers import worker_count
+
+    return worker_count() + 1
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _path_of_imports() -> list[str]:
     return sys.path.copy()

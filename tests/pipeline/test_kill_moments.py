@@ -141,7 +141,7 @@ def shown(report):
     report("kills at file operations", [kills.HEAD, *rows, total.row("all")])
 
 
-@pytest.mark.parametrize("number", [ONE, many(15)])
+@pytest.mark.parametrize("number", [many(15)])
 def test_prepare(before, tmp_path, number):
     judge(go(PREPARE, before("prepare"), tmp_path, number))
 
