@@ -60,6 +60,7 @@ Path(os.environ["PREFECT_HOME"]).mkdir()
 _REPORTS = pytest.StashKey[dict[str, list[str]]]()
 
 
+@pytest.hookimpl(optionalhook=True)  # a GPU machine has no xdist
 def pytest_xdist_auto_num_workers() -> int:
     """One more than cores: a third of the tests' time is spent waiting for processes, locks and servers."""
     from darkroom.data.workers import worker_count
