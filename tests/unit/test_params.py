@@ -94,8 +94,8 @@ def test_the_projects_own_parameters_load_and_are_frozen(tmp_path):
             "sample.num_images = 1797: expected at least 1798, which FID's extrapolation",
         ),
         ("kid_subset_size: .*", "kid_subset_size: 5000", "expected less than sample.num_images = 1797"),
-        (r"seeds: \[0, 1, 2, 3, 4, 5\]", "seeds: [0, 1, 0]", "sample.seeds = [0, 1, 0]: expected different seeds"),
-        (r"seeds: \[0, 1, 2, 3, 4, 5\]", "seeds: []", "sample.seeds = []: expected at least 1"),
+        (r"seeds: \[.*\]", "seeds: [0, 1, 0]", "sample.seeds = [0, 1, 0]: expected different seeds"),
+        (r"seeds: \[.*\]", "seeds: []", "sample.seeds = []: expected at least 1"),
         (
             'inception_sha256: "6726825d"',
             "inception_sha256: 6726",
