@@ -139,7 +139,7 @@ def kill_once(root: Path, chance: random.Random, number: int, quota: int) -> Kil
 @pytest.mark.kill
 @pytest.mark.soak  # of the training alone, once: tests/unit/training/test_loop.py
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize(("number", "steps"), [(18, 1200)])
+@pytest.mark.parametrize(("number", "steps"), [(18, 1800)])
 def test_a_training_killed_at_random_moments_ends_with_the_same_bits(tmp_path, report, number, steps):
     whole, killed = (make_small(tmp_path / name, steps=steps) for name in ("whole", "killed"))
     for root in (whole, killed):

@@ -53,7 +53,7 @@ def test_the_average_at_half_the_training_never_replaces_that_of_all(project: Wo
         "--width",
         "0.05",
         "--step",
-        "500",
+        "700",
         "--output",
         str(tmp_path / "half"),
     ]

@@ -112,6 +112,7 @@ def test_a_cron_schedule_fires_and_its_model_serves(stack: Stack) -> None:
 
 @pytest.mark.soak  # without a worker: tests/integration/test_retrain.py
 def test_a_run_with_nothing_to_do_finds_everything_in_the_cache(stack: Stack) -> None:
+    stack.wait(retrain(stack), timeout=600)  # in a session without the schedule's it is the first
     run = retrain(stack)
     assert stack.wait(run).name == "Unchanged"
     states = stack.task_states(run)
