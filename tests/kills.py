@@ -35,6 +35,7 @@ class Kind:
     path: str  # pattern of the paths whose operations count
     signal: str = "SIGKILL"
     victim: str | None = None  # the module of the process to kill; None: the one that is watched
+    mends: bool = False  # the command may mend what is left, and end well
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,7 @@ def moments(root: Path, kind: Kind, env: dict[str, str], number: int) -> list[Mo
 
 
 def kill(root: Path, kind: Kind, env: dict[str, str], moment: Moment) -> str:
-    """Run the command and kill it at the moment; returns the operation. Fails if the moment does not come.
-
-    A flow may mend what its DVC left, when that alone is killed, and end well.
-    """
+    """Run the command and kill it at the moment; returns the operation. Fails if the moment does not come."""
     done, pid_file = root.parent / f"{root.name}.done", root.parent / f"{root.name}.pid"
     done.unlink(missing_ok=True)
     asked = {
@@ -114,6 +112,7 @@ def kill(root: Path, kind: Kind, env: dict[str, str], moment: Moment) -> str:
         asked |= {"pid_of": kind.victim, "pid_file": str(pid_file)}
     code, said = run(root, kind.command, env, asked)
     assert done.exists(), f"{kind.name}: operation {moment} did not come (exit code {code}):\n{said}"
+    assert code != 0 or kind.mends, said
     event, _, name = done.read_text().partition(" ")
     return f"{moment.how} {event} {Path(name).name}"
 

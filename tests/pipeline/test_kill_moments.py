@@ -42,6 +42,7 @@ LOCK = Kind(
     ),
     "dvc",
     r"/\.dvc/tmp/(rw)?lock$|/dvc\.lock$",
+    mends=True,
 )
 
 # A stage, `register` or `promote` is at that file, and the flow is killed.
